@@ -1,0 +1,142 @@
+-- What people do to jobs and queues.
+
+-- Ends an unfinished job as cancelled, at once, whatever its state. A running one loses its lease here: its worker is
+-- told by NOTIFY queue_pg_cancel or notices by polling, and nothing it still writes counts.
+-- Returns the job. An already cancelled job is returned as it is; a completed or failed one raises QP002.
+create or replace function queue_pg.cancel(id uuid, reason text default null) returns setof queue_pg.all_jobs
+language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_job queue_pg.jobs;
+  v_state text;
+  v_error jsonb := jsonb_build_object('code', 'cancelled', 'message', coalesce(cancel.reason, 'cancelled on request'));
+begin
+  select j.* into v_job from queue_pg.jobs j where j.id = cancel.id for update;
+  if found then
+    perform queue_pg.record_events(array[v_job.id], array['cancelled'], array[jsonb_build_object('error', v_error)]);
+    perform queue_pg.retire(
+      array[v_job.id], array['cancelled']::queue_pg.job_state[], array[null]::jsonb[], array[v_error]);
+    if v_job.state = 'running' and (select s.notify from queue_pg.settings s) then
+      perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));
+    end if;
+  else
+    v_state := queue_pg.state_of(cancel.id);
+    if v_state is null then
+      perform queue_pg.raise_not_found(cancel.id);
+    elsif v_state <> 'cancelled' then
+      perform queue_pg.raise_wrong_state(cancel.id, 'cancel', v_state);
+    end if;
+  end if;
+  return query select a.* from queue_pg.job(cancel.id) a;
+end
+$$;
+
+comment on function queue_pg.cancel is 'Ends an unfinished job as cancelled, a running one too.';
+
+-- Puts a failed or cancelled job back into its queue with its attempts counted anew; the fence goes on from where it
+-- was. Any other state raises QP002. A deadline that has passed is dropped: whoever retries wants it run.
+create or replace function queue_pg.retry(id uuid, max_attempts integer default null) returns setof queue_pg.all_jobs
+language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+  v_job queue_pg.finished_jobs;
+  v_state text;
+begin
+  if retry.max_attempts is not null and retry.max_attempts not between 1 and 1000 then
+    perform queue_pg.raise_invalid('max_attempts', 'must be from 1 to 1000');
+  end if;
+  delete from queue_pg.finished_jobs f
+  where f.id = retry.id and f.state in ('failed', 'cancelled') and f.retain_until > v_now
+  returning f.* into v_job;
+  if not found then
+    v_state := queue_pg.state_of(retry.id);
+    if v_state is null then
+      perform queue_pg.raise_not_found(retry.id);
+    end if;
+    perform queue_pg.raise_wrong_state(retry.id, 'retry', v_state);
+  end if;
+
+  update queue_pg.queue_counters c
+  set failed = c.failed - (v_job.state = 'failed')::integer, cancelled = c.cancelled - (v_job.state = 'cancelled')::integer
+  where c.org = v_job.org and c.queue = v_job.queue
+    and c.shard = (
+      select min(m.shard) from queue_pg.queue_counters m where m.org = v_job.org and m.queue = v_job.queue);
+  update queue_pg.unique_keys u set expires_at = null
+  where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
+
+  insert into queue_pg.jobs (
+    id, run_at, created_at, lease_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload, error,
+    timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent)
+  values (
+    v_job.id, v_now, v_job.created_at, v_job.lease_token, coalesce(retry.max_attempts, v_job.max_attempts),
+    v_job.last_event_seq, v_job.cost, v_job.priority, v_job.org, v_job.queue, v_job.kind, v_job.payload, v_job.error,
+    v_job.timeout, case when v_job.expires_at > v_now then v_job.expires_at end,
+    -- A key that meanwhile names another job stays with that one.
+    (select u.unique_key from queue_pg.unique_keys u
+      where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id),
+    v_job.limit_key, v_job.parent_id, v_job.batch_id, v_job.tags, v_job.metadata, v_job.traceparent);
+  perform queue_pg.record_events(
+    array[v_job.id], array['retried'], array[jsonb_build_object('was', v_job.state, 'error', v_job.error)]);
+  return query select a.* from queue_pg.job(retry.id) a;
+end
+$$;
+
+comment on function queue_pg.retry is 'Puts a failed or cancelled job back into its queue, its attempts counted anew.';
+
+-- Stops claims from a queue, until a moment or until resumed. What runs goes on.
+create or replace function queue_pg.pause_queue(queue text, until timestamptz default null, org text default 'default')
+returns void
+language sql as $$
+  insert into queue_pg.queues as q (org, queue, paused_until)
+  values (pause_queue.org, pause_queue.queue, coalesce(pause_queue.until, 'infinity'))
+  on conflict on constraint queues_pkey do update set paused_until = excluded.paused_until
+$$;
+
+comment on function queue_pg.pause_queue is 'Stops claims from a queue until a moment, or until resumed.';
+
+create or replace function queue_pg.resume_queue(queue text, org text default 'default') returns void
+language sql as $$
+  update queue_pg.queues q set paused_until = null where q.org = resume_queue.org and q.queue = resume_queue.queue;
+  select queue_pg.wake()
+$$;
+
+comment on function queue_pg.resume_queue is 'Allows claims from a paused queue again.';
+
+-- Sets what differs from the defaults for one queue; null leaves a value as it is.
+create or replace function queue_pg.configure_queue(
+  queue text, retention interval default null, lease interval default null, org text default 'default') returns void
+language sql as $$
+  insert into queue_pg.queues as q (org, queue, retention, lease)
+  values (configure_queue.org, configure_queue.queue, configure_queue.retention, configure_queue.lease)
+  on conflict on constraint queues_pkey do update
+  set retention = coalesce(excluded.retention, q.retention), lease = coalesce(excluded.lease, q.lease)
+$$;
+
+comment on function queue_pg.configure_queue is 'Sets retention or lease of one queue; null leaves a value as it is.';
+
+-- Sets instance-wide defaults; null leaves a value as it is. Retention applies to jobs that finish from now on.
+create or replace function queue_pg.configure(
+  retention interval default null,
+  max_attempts integer default null,
+  timeout interval default null,
+  lease interval default null,
+  retry_base interval default null,
+  retry_cap interval default null,
+  max_lease_losses integer default null,
+  events_retention interval default null,
+  notify boolean default null) returns void
+language sql as $$
+  update queue_pg.settings s set
+    retention = coalesce(configure.retention, s.retention),
+    max_attempts = coalesce(configure.max_attempts, s.max_attempts),
+    timeout = coalesce(configure.timeout, s.timeout),
+    lease = coalesce(configure.lease, s.lease),
+    retry_base = coalesce(configure.retry_base, s.retry_base),
+    retry_cap = coalesce(configure.retry_cap, s.retry_cap),
+    max_lease_losses = coalesce(configure.max_lease_losses, s.max_lease_losses),
+    events_retention = coalesce(configure.events_retention, s.events_retention),
+    notify = coalesce(configure.notify, s.notify)
+$$;
+
+comment on function queue_pg.configure is 'Sets instance-wide defaults; null leaves a value as it is.';

@@ -1,0 +1,184 @@
+-- Recording how attempts ended.
+
+-- The wait before the next attempt: doubles with each attempt up to the cap, of which a random half to the whole is
+-- taken, so that jobs that failed together do not come back together.
+create or replace function queue_pg.backoff(attempt integer, retry_base interval, retry_cap interval) returns interval
+language sql volatile as $$
+  select least(retry_cap, retry_base * power(2, least(greatest(attempt, 1), 30) - 1)) * (0.5 + random() / 2)
+$$;
+
+comment on function queue_pg.backoff is 'Exponential wait with jitter before the next attempt.';
+
+-- Ends attempts in a batch. Each entry counts only while its (id, lease_token) is the current lease; a stale one
+-- changes nothing and comes back with accepted = false and the state the job has now (null: unknown id).
+--   complete  the result is stored
+--   fail      retried after `delay`, else the kind's backoff, while attempts are left and the deadline allows
+--   discard   failed, never retried
+--   snooze    runs again after `delay`; burns no attempt
+--   release   back to the queue now; burns no attempt
+--   cancel    ends as cancelled
+-- Rows are locked in the order of their ids, so that overlapping batches cannot deadlock.
+create or replace function queue_pg.finish(
+  ids uuid[],
+  lease_tokens bigint[],
+  outcomes text[],
+  results jsonb[] default null,
+  errors jsonb[] default null,
+  delays interval[] default null)
+returns table (id uuid, accepted boolean, state text)
+language plpgsql
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+  v_unknown text;
+  v_ids uuid[];
+  v_states queue_pg.job_state[];
+  v_results jsonb[];
+  v_errors jsonb[];
+  v_run_at timestamptz[];
+  v_outcomes text[];
+  v_ended boolean[];
+begin
+  select o into v_unknown from unnest(outcomes) o
+  where o is null or o not in ('complete', 'fail', 'discard', 'snooze', 'release', 'cancel') limit 1;
+  if found or cardinality(ids) is distinct from cardinality(outcomes)
+    or cardinality(ids) is distinct from cardinality(lease_tokens) then
+    perform queue_pg.raise_invalid('outcomes',
+      'one of complete, fail, discard, snooze, release, cancel for each id and lease_token');
+  end if;
+
+  with input as (
+    -- Should a batch name a job twice, its first entry counts.
+    select distinct on (i.id) i.id, i.lease_token, i.outcome, i.result, i.error,
+      least(greatest(i.delay, '0'), '3650 days') as delay
+    from unnest(ids, lease_tokens, outcomes, results, errors, delays) with ordinality
+      as i (id, lease_token, outcome, result, error, delay, nr)
+    where i.id is not null
+    order by i.id, i.nr
+  ),
+  held as materialized (
+    select j.id, j.attempt, j.expires_at, i.outcome, i.result, i.delay,
+      coalesce(i.error, '{"code": "error", "message": "no reason given"}') as error,
+      coalesce(j.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind), s.max_attempts)
+        as max_attempts,
+      coalesce((select k.retry_base from queue_pg.kinds k where k.kind = j.kind), s.retry_base) as retry_base,
+      coalesce((select k.retry_cap from queue_pg.kinds k where k.kind = j.kind), s.retry_cap) as retry_cap
+    from input i
+    join queue_pg.jobs j on j.id = i.id
+    cross join queue_pg.settings s
+    where j.state = 'running' and j.lease_token = i.lease_token
+    order by j.id
+    for update of j
+  ),
+  timed as (
+    select h.*, case h.outcome
+        when 'fail' then v_now + coalesce(h.delay, queue_pg.backoff(h.attempt, h.retry_base, h.retry_cap))
+        when 'snooze' then v_now + coalesce(h.delay, '0')
+        else v_now end as next_run_at
+    from held h
+  ),
+  decided as (
+    select t.*, case
+        when t.outcome = 'complete' then 'completed'
+        when t.outcome = 'cancel' then 'cancelled'
+        when t.outcome = 'discard' then 'failed'
+        when t.outcome = 'fail' and (t.attempt >= t.max_attempts or t.next_run_at >= t.expires_at) then 'failed'
+        when t.next_run_at > v_now then 'scheduled'
+        else 'queued' end::queue_pg.job_state as next_state
+    from timed t
+  )
+  select array_agg(d.id), array_agg(d.next_state), array_agg(case when d.outcome = 'complete' then d.result end),
+    array_agg(case when d.outcome in ('fail', 'discard', 'cancel') then d.error end), array_agg(d.next_run_at),
+    array_agg(d.outcome), array_agg(d.next_state in ('completed', 'failed', 'cancelled'))
+  into v_ids, v_states, v_results, v_errors, v_run_at, v_outcomes, v_ended
+  from decided d;
+
+  if v_ids is not null then
+    if exists (select from unnest(v_outcomes) o where o <> 'complete') then
+      perform queue_pg.record_events(e.ids, e.types, e.data) from (
+        select array_agg(d.id) as ids, array_agg(d.type) as types, array_agg(d.data) as data
+        from (
+          select u.id,
+            case u.outcome when 'fail' then 'failed' when 'discard' then 'failed' when 'snooze' then 'snoozed'
+              when 'release' then 'released' else 'cancelled' end as type,
+            case when u.outcome in ('snooze', 'fail') and not u.ended
+              then jsonb_build_object('error', u.error, 'run_at', u.run_at)
+              else jsonb_build_object('error', u.error) end as data
+          from unnest(v_ids, v_outcomes, v_errors, v_run_at, v_ended) as u (id, outcome, error, run_at, ended)
+          where u.outcome <> 'complete'
+        ) d
+      ) e;
+    end if;
+    if false = any (v_ended) then
+      update queue_pg.jobs j
+      set state = u.state, run_at = case when u.outcome = 'release' then j.run_at else u.run_at end,
+        attempt = j.attempt - case when u.outcome in ('snooze', 'release') then 1 else 0 end,
+        error = coalesce(u.error, j.error), lease_expires_at = null
+      from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
+      where j.id = u.id and not u.ended;
+      perform queue_pg.wake();
+    end if;
+    if true = any (v_ended) then
+      perform queue_pg.retire(
+        array_agg(u.id), array_agg(u.state), array_agg(u.result), array_agg(u.error))
+      from unnest(v_ids, v_states, v_results, v_errors, v_ended) as u (id, state, result, error, ended)
+      where u.ended;
+    end if;
+  end if;
+
+  return query
+  select i.id, d.id is not null, coalesce(d.state::text, queue_pg.state_of(i.id))
+  from unnest(ids) with ordinality as i (id, nr)
+  left join unnest(v_ids, v_states) as d (id, state)
+    on d.id = i.id and i.nr = array_position(ids, i.id)
+  order by i.nr;
+end
+$$;
+
+comment on function queue_pg.finish is
+  'Ends attempts in a batch, each fenced by (id, lease_token): complete, fail, discard, snooze, release or cancel.';
+
+-- One entry of finish(), for psql and for clients that finish jobs one by one. Returns the new state; a stale lease
+-- raises QP003.
+create or replace function queue_pg.finish_one(
+  id uuid, lease_token bigint, outcome text, result jsonb, error jsonb, delay interval) returns text
+language plpgsql as $$
+declare
+  v_accepted boolean;
+  v_state text;
+begin
+  select f.accepted, f.state into v_accepted, v_state
+  from queue_pg.finish(array[id], array[lease_token], array[outcome], array[result], array[error], array[delay]) f;
+  if not v_accepted then
+    if v_state is null then
+      perform queue_pg.raise_not_found(id);
+    end if;
+    perform queue_pg.raise_lease_lost(id, v_state);
+  end if;
+  return v_state;
+end
+$$;
+
+create or replace function queue_pg.complete(id uuid, lease_token bigint, result jsonb default null) returns text
+language sql as $$ select queue_pg.finish_one(id, lease_token, 'complete', result, null, null) $$;
+
+create or replace function queue_pg.fail(
+  id uuid, lease_token bigint, error jsonb, retry boolean default true, delay interval default null) returns text
+language sql as $$
+  select queue_pg.finish_one(id, lease_token, case when retry then 'fail' else 'discard' end, null, error, delay)
+$$;
+
+create or replace function queue_pg.snooze(id uuid, lease_token bigint, delay interval) returns text
+language sql as $$ select queue_pg.finish_one(id, lease_token, 'snooze', null, null, delay) $$;
+
+create or replace function queue_pg.release(id uuid, lease_token bigint) returns text
+language sql as $$ select queue_pg.finish_one(id, lease_token, 'release', null, null, null) $$;
+
+comment on function queue_pg.complete is 'Ends a claimed job as completed, with its result.';
+comment on function queue_pg.fail is 'Ends an attempt as failed; retried while attempts are left, unless retry is false.';
+comment on function queue_pg.snooze is 'Gives a claimed job back to run again after the delay; burns no attempt.';
+comment on function queue_pg.release is 'Gives a claimed job back to the queue now; burns no attempt.';

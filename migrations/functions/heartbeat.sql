@@ -1,0 +1,62 @@
+-- Keeping a lease.
+
+-- Extends the leases that still stand and returns them; an id that does not come back is lost: reaped, cancelled or
+-- claimed by another. One statement for all running jobs of a worker. A lease is never extended beyond the attempt's
+-- timeout plus one lease, so a hung worker that still heartbeats cannot hold a job for ever.
+-- Rows are locked in the order of their ids, as everywhere.
+create or replace function queue_pg.heartbeat(ids uuid[], lease_tokens bigint[], lease interval default null)
+returns table (id uuid, lease_expires_at timestamptz)
+language plpgsql
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+begin
+  if lease is not null and (lease < '100 milliseconds' or lease > '1 day') then
+    perform queue_pg.raise_invalid('lease', 'must be from 100 ms to 1 day');
+  end if;
+  return query
+  with held as materialized (
+    select j.id,
+      coalesce(
+        heartbeat.lease, (select q.lease from queue_pg.queues q where q.org = j.org and q.queue = j.queue), s.lease
+      ) as lease,
+      j.claimed_at + coalesce(
+        j.timeout, (select k.timeout from queue_pg.kinds k where k.kind = j.kind), s.timeout) as times_out_at
+    from unnest(ids, lease_tokens) as i (id, lease_token)
+    join queue_pg.jobs j on j.id = i.id
+    cross join queue_pg.settings s
+    where j.state = 'running' and j.lease_token = i.lease_token
+    order by j.id
+    for no key update of j
+  )
+  update queue_pg.jobs j
+  set lease_expires_at = least(v_now + held.lease, held.times_out_at + held.lease)
+  from held
+  where j.id = held.id and held.times_out_at + held.lease > v_now
+  returning j.id, j.lease_expires_at;
+end
+$$;
+
+comment on function queue_pg.heartbeat is 'Extends leases; returns those still held.';
+
+-- Which of these leases still stand. Read-only and cheap, for noticing a cancel within a second without NOTIFY.
+create or replace function queue_pg.held(ids uuid[], lease_tokens bigint[]) returns table (id uuid)
+language plpgsql stable
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select j.id from unnest(ids, lease_tokens) as i (id, lease_token)
+  join queue_pg.jobs j on j.id = i.id
+  where j.state = 'running' and j.lease_token = i.lease_token;
+end
+$$;
+
+comment on function queue_pg.held is 'Which of these leases still stand.';

@@ -1,0 +1,163 @@
+-- Partitions of history: made ahead, dropped when all they hold may be forgotten.
+
+-- How wide a partition is: about a tenth of the retention or less, so that forgetting is timely, and few for long ones.
+create or replace function queue_pg.partition_width(retention interval) returns interval
+language sql immutable as $$
+  select case
+    when retention <= '1 hour' then interval '5 minutes'
+    when retention <= '1 day' then interval '1 hour'
+    else interval '1 day' end
+$$;
+
+-- Makes sure that `parent` has a partition for the moment `at`, and returns the end of the one that covers it.
+-- A new one is `width` wide unless its neighbours leave less room. It is filled before it is attached with what the
+-- default partition holds of its range, and ATTACH takes no lock that writers of other partitions wait for.
+-- Raises lock_not_available when the default partition is busy; the caller tries again later.
+create or replace function queue_pg.cover(parent text, key text, at timestamptz, width interval, out covered_until timestamptz, out created boolean)
+language plpgsql
+set lock_timeout = '250ms'
+as $$
+declare
+  v_from timestamptz;
+  v_to timestamptz;
+  v_name text;
+begin
+  created := false;
+  select p.to_at into covered_until from queue_pg.partitions p
+  where p.parent = cover.parent and p.from_at <= cover.at and p.to_at > cover.at;
+  if found then
+    return;
+  end if;
+  v_from := date_bin(width, cover.at, '2000-01-01+00');
+  v_to := v_from + width;
+  select greatest(v_from, max(p.to_at) filter (where p.to_at <= cover.at)),
+    least(v_to, min(p.from_at) filter (where p.from_at > cover.at))
+  into v_from, v_to from queue_pg.partitions p where p.parent = cover.parent;
+
+  v_name := format('%s_%s', parent, to_char(v_from at time zone 'utc', 'YYYYMMDD"t"HH24MISS'));
+  execute format('create table queue_pg.%I (like queue_pg.%I including defaults including constraints)', v_name, parent);
+  execute format(
+    'with moved as (delete from queue_pg.%I where %I >= %L and %I < %L returning *) insert into queue_pg.%I select * from moved',
+    parent || '_default', key, v_from, key, v_to, v_name);
+  execute format('alter table queue_pg.%I attach partition queue_pg.%I for values from (%L) to (%L)',
+    parent, v_name, v_from, v_to);
+  insert into queue_pg.partitions (parent, name, from_at, to_at) values (cover.parent, v_name, v_from, v_to);
+  covered_until := v_to;
+  created := true;
+end
+$$;
+
+-- Takes finished jobs that are about to be forgotten out of the counters.
+create or replace function queue_pg.uncount(org text, queue text, completed bigint, failed bigint, cancelled bigint)
+returns void
+language sql as $$
+  insert into queue_pg.queue_counters as c (org, queue, shard, completed, failed, cancelled)
+  values (uncount.org, uncount.queue, 0, -uncount.completed, -uncount.failed, -uncount.cancelled)
+  on conflict on constraint queue_counters_pkey do update set
+    completed = c.completed + excluded.completed,
+    failed = c.failed + excluded.failed,
+    cancelled = c.cancelled + excluded.cancelled
+$$;
+
+-- Creates the partitions that will be needed soon, drops those whose whole range has passed, and sweeps what has no
+-- partition of its own: the default partition, unique keys, long-dead workers. Each piece waits at most 250 ms for a
+-- lock and is otherwise left for the next call. Returns how many partitions were created and dropped.
+create or replace function queue_pg.maintain_history() returns table (created integer, dropped integer)
+language plpgsql
+set lock_timeout = '250ms'
+as $$
+declare
+  v_now timestamptz := queue_pg.now();
+  v_retention interval;
+  v_width interval;
+  v_at timestamptz;
+  v_until timestamptz;
+  v_created boolean;
+  v_name text;
+  v_parent text;
+begin
+  created := 0;
+  dropped := 0;
+  if not pg_try_advisory_xact_lock(7310579610401947746) then
+    return next;
+    return;
+  end if;
+
+  for v_retention in
+    select s.retention from queue_pg.settings s
+    union select q.retention from queue_pg.queues q where q.retention is not null
+  loop
+    v_width := queue_pg.partition_width(v_retention);
+    v_at := v_now + v_retention;
+    v_until := v_at + 2 * v_width;
+    begin
+      while v_at <= v_until loop
+        select c.covered_until, c.created into v_at, v_created
+        from queue_pg.cover('finished_jobs', 'retain_until', v_at, v_width) c;
+        created := created + v_created::integer;
+      end loop;
+    exception when lock_not_available or deadlock_detected then
+      null;
+    end;
+  end loop;
+  begin
+    v_at := v_now;
+    while v_at <= v_now + interval '2 days' loop
+      select c.covered_until, c.created into v_at, v_created from queue_pg.cover('job_events', 'at', v_at, '1 day') c;
+      created := created + v_created::integer;
+    end loop;
+  exception when lock_not_available or deadlock_detected then
+    null;
+  end;
+
+  delete from queue_pg.unique_keys u
+  where (u.org, u.unique_key) in (
+    select k.org, k.unique_key from queue_pg.unique_keys k
+    where k.expires_at <= v_now order by k.expires_at limit 10000 for update skip locked);
+  delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
+
+  with gone as (
+    delete from queue_pg.finished_jobs_default f
+    where f.ctid = any (array(
+      select d.ctid from queue_pg.finished_jobs_default d
+      where d.retain_until <= v_now limit 10000 for update skip locked))
+    returning f.org, f.queue, f.state
+  ),
+  counts as (
+    select g.org, g.queue, count(*) filter (where g.state = 'completed') as completed,
+      count(*) filter (where g.state = 'failed') as failed, count(*) filter (where g.state = 'cancelled') as cancelled
+    from gone g group by g.org, g.queue
+  )
+  select count(queue_pg.uncount(c.org, c.queue, c.completed, c.failed, c.cancelled)::text) into v_name from counts c;
+  delete from queue_pg.job_events_default e
+  where e.ctid = any (array(
+    select d.ctid from queue_pg.job_events_default d
+    where d.at < v_now - (select s.events_retention from queue_pg.settings s) limit 10000 for update skip locked));
+
+  -- Last, because DROP holds its lock on the parent until this transaction ends.
+  for v_parent, v_name in
+    select p.parent, p.name from queue_pg.partitions p
+    where p.to_at <= v_now - case when p.parent = 'job_events'
+      then (select s.events_retention from queue_pg.settings s) else interval '0' end
+    order by p.to_at
+  loop
+    begin
+      if v_parent = 'finished_jobs' then
+        execute format(
+          'select count(queue_pg.uncount(c.org, c.queue, c.completed, c.failed, c.cancelled)::text) from ('
+          'select org, queue, count(*) filter (where state = ''completed'') as completed, '
+          'count(*) filter (where state = ''failed'') as failed, count(*) filter (where state = ''cancelled'') as cancelled '
+          'from queue_pg.%I group by org, queue order by org, queue) c', v_name);
+      end if;
+      execute format('drop table queue_pg.%I', v_name);
+      delete from queue_pg.partitions p where p.name = v_name;
+      dropped := dropped + 1;
+    exception when lock_not_available or deadlock_detected then
+      null;
+    end;
+  end loop;
+  return next;
+end
+$$;
+
+comment on function queue_pg.maintain_history is 'Creates partitions ahead, drops forgotten ones; call it every minute.';

@@ -1,0 +1,185 @@
+-- What has to happen by itself: expired leases, due jobs, deadlines. Short statements that any process may run; every
+-- one is guarded by the rows' own state, so two at once are only a waste.
+
+-- Takes jobs from workers that let their lease expire. A lost lease burns no attempt: the job did nothing wrong unless
+-- it keeps taking its workers down, so after settings.max_lease_losses it fails with code lease_lost. A job that is
+-- past its timeout did have its attempt: that counts as a failed one with code timeout.
+create or replace function queue_pg.reap(max_jobs integer default 1000) returns table (id uuid, state text)
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+  v_ids uuid[];
+  v_states queue_pg.job_state[];
+  v_errors jsonb[];
+  v_run_at timestamptz[];
+  v_timed_out boolean[];
+  v_ended boolean[];
+begin
+  with lost as materialized (
+    select j.id, j.attempt, j.claimed_at, j.lease_losses, j.worker_id, j.expires_at, j.kind, j.max_attempts, j.timeout,
+      j.run_at
+    from queue_pg.jobs j
+    where j.state = 'running' and j.lease_expires_at < v_now
+    order by j.lease_expires_at
+    limit max_jobs
+    for update skip locked
+  ),
+  known as (
+    select l.*, s.max_lease_losses,
+      l.claimed_at + coalesce(l.timeout, k.timeout, s.timeout) <= v_now as timed_out,
+      coalesce(l.max_attempts, k.max_attempts, s.max_attempts) as most_attempts,
+      v_now + queue_pg.backoff(
+        l.attempt, coalesce(k.retry_base, s.retry_base), coalesce(k.retry_cap, s.retry_cap)) as retry_at
+    from lost l cross join queue_pg.settings s left join queue_pg.kinds k on k.kind = l.kind
+  ),
+  decided as (
+    select n.*, case
+        when n.timed_out and (n.attempt >= n.most_attempts or n.retry_at >= n.expires_at) then 'failed'
+        when n.timed_out then 'scheduled'
+        when n.lease_losses + 1 >= n.max_lease_losses then 'failed'
+        else 'queued' end::queue_pg.job_state as next_state
+    from known n
+  )
+  select array_agg(d.id), array_agg(d.next_state),
+    array_agg(case when d.timed_out
+      then jsonb_build_object('code', 'timeout', 'message', 'the attempt outlived its timeout and its lease',
+        'worker_id', d.worker_id)
+      else jsonb_build_object('code', 'lease_lost', 'message',
+        format('worker %s let the lease expire (%s of %s)', d.worker_id, d.lease_losses + 1, d.max_lease_losses),
+        'worker_id', d.worker_id) end),
+    array_agg(case when d.next_state = 'scheduled' then d.retry_at else d.run_at end), array_agg(d.timed_out),
+    array_agg(d.next_state = 'failed')
+  into v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended
+  from decided d;
+
+  if v_ids is null then
+    return;
+  end if;
+  perform queue_pg.record_events(
+    v_ids, array_agg(case when u.timed_out then 'failed' else 'lease_lost' end order by u.nr),
+    array_agg(jsonb_build_object('error', u.error) order by u.nr))
+  from unnest(v_timed_out, v_errors) with ordinality as u (timed_out, error, nr);
+  update queue_pg.jobs j
+  set state = case when u.ended then j.state else u.state end,
+    lease_expires_at = case when u.ended then j.lease_expires_at end,
+    run_at = u.run_at,
+    error = u.error,
+    attempt = j.attempt - case when u.timed_out then 0 else 1 end,
+    lease_losses = j.lease_losses + case when u.timed_out then 0 else 1 end
+  from unnest(v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended) as u (id, state, error, run_at, timed_out, ended)
+  where j.id = u.id;
+  if true = any (v_ended) then
+    perform queue_pg.retire(array_agg(u.id), array_agg(u.state), array_agg(null::jsonb), array_agg(u.error))
+    from unnest(v_ids, v_states, v_errors, v_ended) as u (id, state, error, ended) where u.ended;
+  end if;
+  perform queue_pg.wake();
+  return query select u.id, u.state::text from unnest(v_ids, v_states) as u (id, state);
+end
+$$;
+
+comment on function queue_pg.reap is 'Takes jobs back from workers whose leases expired; returns them with their new state.';
+
+-- Makes due jobs claimable; returns how many.
+create or replace function queue_pg.promote(max_jobs integer default 1000) returns integer
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+  v_count integer;
+begin
+  with due as materialized (
+    select j.id from queue_pg.jobs j
+    where j.state = 'scheduled' and j.run_at <= queue_pg.now()
+    order by j.run_at
+    limit max_jobs
+    for update skip locked
+  )
+  update queue_pg.jobs j set state = 'queued' from due where j.id = due.id;
+  get diagnostics v_count = row_count;
+  if v_count > 0 then
+    perform queue_pg.wake();
+  end if;
+  return v_count;
+end
+$$;
+
+comment on function queue_pg.promote is 'Makes scheduled jobs that are due claimable; returns how many.';
+
+-- Fails jobs that did not start before their deadline; returns how many.
+create or replace function queue_pg.expire(max_jobs integer default 1000) returns integer
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+  v_ids uuid[];
+  v_errors jsonb[];
+begin
+  with dead as materialized (
+    select j.id, j.expires_at, j.error from queue_pg.jobs j
+    where j.expires_at <= queue_pg.now() and j.state in ('scheduled', 'waiting', 'queued')
+    order by j.expires_at
+    limit max_jobs
+    for update skip locked
+  )
+  select array_agg(d.id), array_agg(jsonb_strip_nulls(jsonb_build_object(
+    'code', 'expired', 'message', format('no attempt could start before the deadline %s', d.expires_at),
+    'last_error', d.error)))
+  into v_ids, v_errors from dead d;
+  if v_ids is null then
+    return 0;
+  end if;
+  perform queue_pg.record_events(
+    v_ids, array_agg('expired'::text), array_agg(jsonb_build_object('error', e.error) order by e.nr))
+  from unnest(v_errors) with ordinality as e (error, nr);
+  perform queue_pg.retire(
+    v_ids, array_agg('failed'::queue_pg.job_state), array_agg(null::jsonb), v_errors)
+  from unnest(v_ids);
+  return cardinality(v_ids);
+end
+$$;
+
+comment on function queue_pg.expire is 'Fails jobs whose deadline passed before they started; returns how many.';
+
+-- One short step of all three, and the seconds until the next thing falls due (null: nothing is known to).
+-- One holder at a time, to save work; `busy` says that another one is at it. The lock ends with the transaction, so it
+-- is safe behind a pooler, and nothing depends on it.
+create or replace function queue_pg.maintain(max_jobs integer default 1000)
+returns table (reaped integer, promoted integer, expired integer, busy boolean, next_due_seconds double precision)
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_next timestamptz;
+begin
+  if pg_try_advisory_xact_lock(7310579610401947745) then
+    select count(*) into reaped from queue_pg.reap(max_jobs);
+    promoted := queue_pg.promote(max_jobs);
+    expired := queue_pg.expire(max_jobs);
+    busy := false;
+  else
+    reaped := 0; promoted := 0; expired := 0; busy := true;
+  end if;
+  v_next := least(
+    (select j.run_at from queue_pg.jobs j where j.state = 'scheduled' order by j.run_at limit 1),
+    (select j.lease_expires_at from queue_pg.jobs j where j.state = 'running' order by j.lease_expires_at limit 1),
+    (select j.expires_at from queue_pg.jobs j
+      where j.expires_at is not null and j.state in ('scheduled', 'waiting', 'queued') order by j.expires_at limit 1));
+  next_due_seconds := greatest(extract(epoch from v_next - queue_pg.now()), 0);
+  return next;
+end
+$$;
+
+comment on function queue_pg.maintain is 'One step of reaping, promotion and expiry; tells when the next thing falls due.';

@@ -1,0 +1,45 @@
+-- The errors that the SQL API raises on purpose. DETAIL is JSON, so that every client reads the values it is about.
+
+create or replace function queue_pg.raise_not_found(id uuid) returns void
+language plpgsql as $$
+begin
+  raise exception using errcode = 'QP001', message = format('no job %s', id),
+    detail = jsonb_build_object('id', id)::text,
+    hint = 'Check the id; finished jobs are dropped after their retention.';
+end
+$$;
+
+create or replace function queue_pg.raise_wrong_state(id uuid, action text, state text) returns void
+language plpgsql as $$
+begin
+  raise exception using errcode = 'QP002', message = format('cannot %s job %s: it is %s', action, id, state),
+    detail = jsonb_build_object('id', id, 'action', action, 'state', state)::text;
+end
+$$;
+
+create or replace function queue_pg.raise_lease_lost(id uuid, state text) returns void
+language plpgsql as $$
+begin
+  raise exception using errcode = 'QP003', message = format('the lease on job %s is no longer held', id),
+    detail = jsonb_build_object('id', id, 'state', state)::text,
+    hint = 'Drop the work: another worker has it, or it was cancelled.';
+end
+$$;
+
+create or replace function queue_pg.raise_key_conflict(unique_key text, id uuid) returns void
+language plpgsql as $$
+begin
+  raise exception using errcode = 'QP004',
+    message = format('unique key %L already belongs to job %s with another body', unique_key, id),
+    detail = jsonb_build_object('unique_key', unique_key, 'id', id)::text,
+    hint = 'Use a new key for new work, or send the same body again.';
+end
+$$;
+
+create or replace function queue_pg.raise_invalid(field text, reason text) returns void
+language plpgsql as $$
+begin
+  raise exception using errcode = 'QP005', message = format('%s: %s', field, reason),
+    detail = jsonb_build_object('field', field, 'reason', reason)::text;
+end
+$$;

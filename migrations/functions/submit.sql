@@ -1,0 +1,151 @@
+-- Submission. A plain INSERT does the same for everything but the reuse of a unique key; see jobs_wake, jobs_schedule
+-- and jobs_unique_key for what the table's triggers add.
+
+-- Stores many jobs, all or none, and returns one row for each in the order given (positions start at 1).
+-- `jobs` is an array of objects with the keys kind, payload, queue, priority, run_at, delay_seconds, max_attempts,
+-- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent; null or absent means the default.
+-- `created` is false where the unique key already names the job. Raises QP004 and QP005.
+create or replace function queue_pg.submit_many(jobs jsonb) returns table ("position" integer, id uuid, created boolean)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+  v_element jsonb;
+  v_owner uuid;
+  v_row record;
+  v_wanted uuid[];
+  v_owners uuid[];
+begin
+  if jsonb_typeof(submit_many.jobs) is distinct from 'array' then
+    perform queue_pg.raise_invalid('jobs', 'must be a JSON array of objects');
+  end if;
+  select e.value into v_element from jsonb_array_elements(submit_many.jobs) e
+  where jsonb_typeof(e.value) <> 'object' or nullif(e.value ->> 'kind', '') is null limit 1;
+  if found then
+    perform queue_pg.raise_invalid('kind', 'every job needs one');
+  end if;
+
+  -- One id a microsecond keeps the order of the array in the ids, which break ties of run_at.
+  select array_agg(queue_pg.uuid7_at(v_now + n * interval '1 microsecond') order by n) into v_wanted
+  from generate_series(1, jsonb_array_length(submit_many.jobs)) n;
+  v_owners := v_wanted;
+
+  -- Keys are taken in their own order, so that two submitters with the same keys cannot deadlock.
+  for v_row in
+    select e.ordinality as nr, e.value as job,
+      coalesce(e.value ->> 'org', 'default') as org, e.value ->> 'unique_key' as unique_key
+    from jsonb_array_elements(submit_many.jobs) with ordinality e
+    where e.value ->> 'unique_key' is not null
+    order by 3, 4, 1
+  loop
+    if length(v_row.unique_key) not between 1 and 255 then
+      perform queue_pg.raise_invalid('unique_key', 'must have 1 to 255 characters');
+    end if;
+    -- Within one array the first job with a key is the one: it must be findable for the second, so it is compared here.
+    select v_wanted[e.ordinality] into v_owner
+    from jsonb_array_elements(submit_many.jobs) with ordinality e
+    where e.value ->> 'unique_key' = v_row.unique_key and coalesce(e.value ->> 'org', 'default') = v_row.org
+    order by e.ordinality limit 1;
+    if v_owner <> v_wanted[v_row.nr] then
+      v_owners[v_row.nr] := v_owners[array_position(v_wanted, v_owner)];
+      if exists (
+        select from jsonb_array_elements(submit_many.jobs) with ordinality e
+        where v_wanted[e.ordinality] = v_owner and (
+          e.value ->> 'kind' <> v_row.job ->> 'kind'
+          or coalesce(e.value ->> 'queue', 'default') <> coalesce(v_row.job ->> 'queue', 'default')
+          or coalesce(nullif(e.value -> 'payload', 'null'), '{}') <> coalesce(nullif(v_row.job -> 'payload', 'null'), '{}'))
+      ) then
+        perform queue_pg.raise_key_conflict(v_row.unique_key, v_owners[v_row.nr]);
+      end if;
+    else
+      v_owners[v_row.nr] := queue_pg.take_unique_key(
+        v_row.org, v_row.unique_key, v_wanted[v_row.nr], coalesce(v_row.job ->> 'queue', 'default'),
+        v_row.job ->> 'kind', coalesce(nullif(v_row.job -> 'payload', 'null'), '{}'));
+    end if;
+  end loop;
+
+  insert into queue_pg.jobs (
+    id, run_at, created_at, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key, tags,
+    metadata, traceparent)
+  select
+    v_wanted[n.nr],
+    coalesce(r.run_at, v_now + coalesce(r.delay_seconds, 0) * interval '1 second'),
+    v_now,
+    r.max_attempts,
+    coalesce(r.priority, 0),
+    coalesce(r.org, 'default'),
+    coalesce(r.queue, 'default'),
+    r.kind,
+    coalesce(nullif(r.payload, 'null'), '{}'),
+    r.timeout_seconds * interval '1 second',
+    r.expires_at,
+    r.unique_key,
+    coalesce(r.tags, '{}'),
+    coalesce(nullif(r.metadata, 'null'), '{}'),
+    r.traceparent
+  from rows from (
+    jsonb_to_recordset(submit_many.jobs) as (
+      kind text, payload jsonb, queue text, priority smallint, run_at timestamptz, delay_seconds double precision,
+      max_attempts integer, timeout_seconds double precision, expires_at timestamptz, unique_key text, tags text[],
+      metadata jsonb, org text, traceparent text)
+  ) with ordinality as r (
+    kind, payload, queue, priority, run_at, delay_seconds, max_attempts, timeout_seconds, expires_at, unique_key, tags,
+    metadata, org, traceparent, nr)
+  cross join lateral (select r.nr) n
+  where v_owners[n.nr] = v_wanted[n.nr];
+
+  return query
+  select o.nr::integer, o.owner, o.owner = v_wanted[o.nr] from unnest(v_owners) with ordinality as o (owner, nr);
+end
+$$;
+
+comment on function queue_pg.submit_many(jsonb) is
+  'Stores an array of job objects, all or none; returns (position, id, created) for each, in order.';
+
+-- Stores one job and returns its id; with a unique key that already names the same work, the id of that job.
+create or replace function queue_pg.submit(
+  kind text,
+  payload jsonb default '{}',
+  queue text default 'default',
+  priority integer default 0,
+  run_at timestamptz default null,
+  delay interval default null,
+  max_attempts integer default null,
+  timeout interval default null,
+  expires_at timestamptz default null,
+  unique_key text default null,
+  tags text[] default '{}',
+  metadata jsonb default '{}',
+  org text default 'default',
+  traceparent text default null) returns uuid
+language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_id uuid := queue_pg.uuid7();
+  v_now timestamptz := queue_pg.now();
+  v_owner uuid;
+begin
+  if submit.unique_key is not null then
+    if length(submit.unique_key) not between 1 and 255 then
+      perform queue_pg.raise_invalid('unique_key', 'must have 1 to 255 characters');
+    end if;
+    v_owner := queue_pg.take_unique_key(
+      submit.org, submit.unique_key, v_id, submit.queue, submit.kind, coalesce(submit.payload, '{}'));
+    if v_owner <> v_id then
+      return v_owner;
+    end if;
+  end if;
+  insert into queue_pg.jobs (
+    id, run_at, created_at, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key, tags,
+    metadata, traceparent)
+  values (
+    v_id, coalesce(submit.run_at, v_now + coalesce(submit.delay, '0')), v_now, submit.max_attempts,
+    coalesce(submit.priority, 0), coalesce(submit.org, 'default'), coalesce(submit.queue, 'default'), submit.kind,
+    coalesce(submit.payload, '{}'), submit.timeout, submit.expires_at, submit.unique_key,
+    coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent);
+  return v_id;
+end
+$$;
+
+comment on function queue_pg.submit is
+  'Stores one job and returns its id: select queue_pg.submit(''chat'', ''{"prompt": "hi"}'', priority => 10).';

@@ -1,0 +1,63 @@
+-- Idempotent submission. The key is a row of its own table, so the database decides every race between submitters,
+-- and it outlives the move of its job to finished_jobs.
+
+-- Gives the key to the new job `id`, or returns the job that has it already and asks for the same work.
+-- Waits for an open transaction that is submitting with the same key: only its outcome decides. Raises QP004 when the
+-- key belongs to other work. Locks one row of unique_keys.
+create or replace function queue_pg.take_unique_key(
+  org text, unique_key text, id uuid, queue text, kind text, payload jsonb) returns uuid
+language plpgsql as $$
+declare
+  v_key queue_pg.unique_keys;
+  v_job queue_pg.all_jobs;
+begin
+  insert into queue_pg.unique_keys as u (org, unique_key, job_id)
+  values (take_unique_key.org, take_unique_key.unique_key, take_unique_key.id)
+  on conflict on constraint unique_keys_pkey do nothing;
+  if found then
+    return take_unique_key.id;
+  end if;
+
+  select u.* into v_key from queue_pg.unique_keys u
+  where u.org = take_unique_key.org and u.unique_key = take_unique_key.unique_key
+  for update;
+  if v_key.job_id = take_unique_key.id then
+    return take_unique_key.id;
+  end if;
+  select j.* into v_job from queue_pg.job(v_key.job_id) j;
+  if v_job.id is null or v_key.expires_at <= queue_pg.now() then
+    -- Its job is forgotten, or the sweep has removed the key between the two statements above.
+    insert into queue_pg.unique_keys as u (org, unique_key, job_id)
+    values (take_unique_key.org, take_unique_key.unique_key, take_unique_key.id)
+    on conflict on constraint unique_keys_pkey do update set job_id = excluded.job_id, expires_at = null;
+    return take_unique_key.id;
+  end if;
+  if v_job.kind is distinct from take_unique_key.kind or v_job.queue is distinct from take_unique_key.queue
+    or v_job.payload is distinct from take_unique_key.payload then
+    perform queue_pg.raise_key_conflict(take_unique_key.unique_key, v_key.job_id);
+  end if;
+  return v_key.job_id;
+end
+$$;
+
+-- A plain INSERT with a key that another job has is refused as any unique index would: 23505. Use submit() to get the
+-- existing job instead.
+create or replace function queue_pg.jobs_unique_key() returns trigger
+language plpgsql as $$
+declare
+  v_owner uuid;
+begin
+  v_owner := queue_pg.take_unique_key(new.org, new.unique_key, new.id, new.queue, new.kind, new.payload);
+  if v_owner <> new.id then
+    raise exception using errcode = 'unique_violation', schema = 'queue_pg', table = 'jobs',
+      constraint = 'unique_keys_pkey',
+      message = format('unique key %L already belongs to job %s', new.unique_key, v_owner),
+      detail = jsonb_build_object('unique_key', new.unique_key, 'id', v_owner)::text,
+      hint = 'Call queue_pg.submit(): it returns the existing job.';
+  end if;
+  return new;
+end
+$$;
+
+create or replace trigger jobs_unique_key before insert on queue_pg.jobs
+  for each row when (new.unique_key is not null) execute function queue_pg.jobs_unique_key();

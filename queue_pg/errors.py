@@ -1,0 +1,247 @@
+"""Every error that queue-pg raises on purpose.
+
+    QueuePgError
+    ├── ConfigError                 a setting is missing or makes no sense
+    ├── DatabaseUnavailable         Postgres cannot be reached, or went away
+    ├── SchemaError                 code and database schema do not fit
+    │   ├── NotMigrated
+    │   ├── SchemaTooNew
+    │   ├── MigrationDiverged
+    │   └── MigrationBusy
+    ├── SubmitError                 a job was refused at the door; nothing was stored
+    │   ├── InvalidJob
+    │   │   └── PayloadTooLarge
+    │   ├── UnknownKind
+    │   └── UniqueKeyConflict
+    ├── JobNotFound                 no such job, or its retention has passed
+    ├── InvalidTransition           the job's state does not allow the action
+    ├── LeaseLost                   a worker wrote with a lease it no longer holds
+    ├── WaitTimeout                 the job had not ended in time; it goes on
+    └── JobUnsuccessful             raised by `Queue.result` for a job that ended otherwise than `completed`
+        ├── JobFailed
+        └── JobCancelled
+
+Each carries `code` (the same word in HTTP bodies and `--json` output), `hint` (what to do next) and the values
+it is about as typed attributes. `exit_code` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+from uuid import UUID
+
+
+class QueuePgError(Exception):
+    """Base of all errors of this project."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(QueuePgError):
+    """A setting is missing or makes no sense."""
+
+    code = "config"
+    exit_code = 2
+
+    def __init__(self, message: str, *, setting: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.setting = setting
+
+
+class DatabaseUnavailable(QueuePgError):
+    """Postgres cannot be reached, or the connection was lost before the outcome was known."""
+
+    code = "database_unavailable"
+    exit_code = 5
+
+
+class SchemaError(QueuePgError):
+    """The database schema and this code do not fit each other."""
+
+    code = "schema"
+    exit_code = 3
+
+
+class NotMigrated(SchemaError):
+    """The database lacks migrations that this code needs."""
+
+    code = "not_migrated"
+
+    def __init__(self, pending: Sequence[str]) -> None:
+        shown = ", ".join(pending[:3]) + (", ..." if len(pending) > 3 else "")
+        super().__init__(f"The database lacks {len(pending)} migration(s): {shown}.", hint="Run: queue-pg migrate")
+        self.pending = list(pending)
+
+
+class SchemaTooNew(SchemaError):
+    """The database holds a breaking migration that this code does not know."""
+
+    code = "schema_too_new"
+
+    def __init__(self, unknown: Sequence[str]) -> None:
+        super().__init__(
+            f"The database was migrated by a newer queue-pg ({', '.join(unknown)}) in a way this version cannot use.",
+            hint="Upgrade this process to the version that ran the migration.",
+        )
+        self.unknown = list(unknown)
+
+
+class MigrationDiverged(SchemaError):
+    """An applied migration no longer has the content it was applied with."""
+
+    code = "migration_diverged"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Migration {name} was changed after it had been applied.",
+            hint="Restore the released file; released migrations are frozen. Put the change into a new one.",
+        )
+        self.name = name
+
+
+class MigrationBusy(SchemaError):
+    """A lock was not had in time: another migration runs, or a long transaction is in the way."""
+
+    code = "migration_busy"
+
+
+class SubmitError(QueuePgError):
+    """A job was refused at the door; nothing was stored."""
+
+    code = "invalid"
+    exit_code = 2
+
+
+class InvalidJob(SubmitError):
+    """A field of a submission cannot be stored. `field` is a path such as `payload.messages[0]`."""
+
+    code = "invalid_job"
+
+    def __init__(self, field: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{field}: {reason}", hint=hint)
+        self.field = field
+        self.reason = reason
+
+
+class PayloadTooLarge(InvalidJob):
+    """A field is larger than the limit; both in bytes."""
+
+    code = "too_large"
+
+    def __init__(self, field: str, size: int, limit: int) -> None:
+        super().__init__(field, f"{size:,} bytes are over the limit of {limit:,} bytes")
+        self.size = size
+        self.limit = limit
+
+
+class UnknownKind(SubmitError):
+    """No worker is known for this kind."""
+
+    code = "unknown_kind"
+
+    def __init__(self, kind: str, suggestions: Sequence[str] = ()) -> None:
+        hint = f"Did you mean {' or '.join(repr(s) for s in suggestions)}?" if suggestions else None
+        super().__init__(f"kind: no worker is known for kind {kind!r}.", hint=hint)
+        self.field = "kind"
+        self.kind = kind
+        self.suggestions = list(suggestions)
+
+
+class UniqueKeyConflict(SubmitError):
+    """The unique key already belongs to a job with another kind, queue or payload."""
+
+    code = "unique_key_conflict"
+    exit_code = 6
+
+    def __init__(self, unique_key: str, job_id: UUID | None = None) -> None:
+        super().__init__(
+            f"unique_key: {unique_key!r} already belongs to job {job_id} with another body.",
+            hint="Use a new key for new work, or send the same body again.",
+        )
+        self.field = "unique_key"
+        self.unique_key = unique_key
+        self.job_id = job_id
+
+
+class JobNotFound(QueuePgError):
+    """No job has this id, or its retention has passed."""
+
+    code = "job_not_found"
+    exit_code = 4
+
+    def __init__(self, job_id: UUID | str) -> None:
+        super().__init__(f"No job {job_id}.", hint="Check the id; finished jobs are dropped after their retention.")
+        self.job_id = job_id
+
+
+class InvalidTransition(QueuePgError):
+    """The job's state does not allow the action."""
+
+    code = "wrong_state"
+    exit_code = 6
+
+    def __init__(self, job_id: UUID | str, action: str, state: str) -> None:
+        super().__init__(f"Cannot {action} job {job_id}: it is {state}.")
+        self.job_id = job_id
+        self.action = action
+        self.state = state
+
+
+class LeaseLost(QueuePgError):
+    """A worker wrote with a lease it no longer holds; nothing was changed. `state` is the job's state now."""
+
+    code = "lease_lost"
+    exit_code = 6
+
+    def __init__(self, job_id: UUID | str, state: str | None = None) -> None:
+        now = f"; it is {state} now" if state else ""
+        super().__init__(
+            f"The lease on job {job_id} is no longer held by this worker{now}.",
+            hint="Drop the work: another worker has it, or it was cancelled.",
+        )
+        self.job_id = job_id
+        self.state = state
+
+
+class WaitTimeout(QueuePgError):
+    """The job had not ended in time; it goes on. `timeout` is in seconds."""
+
+    code = "wait_timeout"
+
+    def __init__(self, job_id: UUID | str, timeout: float, state: str) -> None:
+        super().__init__(f"Job {job_id} is still {state} after {timeout:g} s.")
+        self.job_id = job_id
+        self.timeout = timeout
+        self.state = state
+
+
+class JobUnsuccessful(QueuePgError):
+    """The job ended otherwise than `completed`. `error` is the job's stored error object."""
+
+    code = "job_unsuccessful"
+
+    def __init__(self, job_id: UUID, state: str, error: dict[str, Any] | None) -> None:
+        why = f": {error.get('code')}: {error.get('message')}" if error else ""
+        super().__init__(f"Job {job_id} {state}{why}")
+        self.job_id = job_id
+        self.state = state
+        self.error = error
+
+
+class JobFailed(JobUnsuccessful):
+    """The job failed for good."""
+
+    code = "job_failed"
+
+
+class JobCancelled(JobUnsuccessful):
+    """The job was cancelled."""
+
+    code = "job_cancelled"

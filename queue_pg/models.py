@@ -1,0 +1,257 @@
+"""What the library hands out: jobs as read, jobs as claimed, and the outcomes a handler may return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class JobState(StrEnum):
+    """The states of a job; docs/states.md has the legal edges."""
+
+    SCHEDULED = "scheduled"
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def finished(self) -> bool:
+        return self in FINISHED_STATES
+
+
+FINISHED_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to submit. Only `kind` is needed; times are absolute, `delay` and `timeout` are durations."""
+
+    kind: str
+    payload: Any = field(default_factory=dict[str, Any])
+    queue: str = "default"
+    priority: int = 0
+    run_at: datetime | None = None
+    delay: timedelta | None = None
+    max_attempts: int | None = None
+    timeout: timedelta | None = None
+    expires_at: datetime | None = None
+    unique_key: str | None = None
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job, live or finished, as one row of `queue_pg.all_jobs`."""
+
+    id: UUID
+    org: str
+    queue: str
+    kind: str
+    state: JobState
+    priority: int
+    run_at: datetime
+    payload: Any
+    result: Any
+    error: dict[str, Any] | None
+    attempt: int
+    max_attempts: int
+    lease_token: int
+    lease_expires_at: datetime | None
+    worker_id: str | None
+    timeout: timedelta
+    expires_at: datetime | None
+    unique_key: str | None
+    limit_key: str | None
+    cost: int
+    parent_id: UUID | None
+    batch_id: UUID | None
+    tags: list[str]
+    metadata: dict[str, Any]
+    traceparent: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def finished(self) -> bool:
+        return self.state.finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job that this worker holds the lease on. `payload` and `metadata` are JSON text, decoded job by job."""
+
+    id: UUID
+    org: str
+    queue: str
+    kind: str
+    payload: str
+    metadata: str
+    attempt: int
+    max_attempts: int
+    lease_token: int
+    lease_expires_at: datetime
+    lease_seconds: float
+    timeout_seconds: float
+    tags: list[str]
+    traceparent: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Outcome: run the job again after `delay`; burns no attempt."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Outcome: end the job as `cancelled`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Outcome: this attempt failed. Retried while attempts are left, unless `retry` is false.
+
+    `delay` replaces the kind's backoff for this retry. `details` is stored beside code and message.
+    """
+
+    message: str
+    code: str = "error"
+    retry: bool = True
+    delay: timedelta | None = None
+    details: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """One job of `Queue.submit_many`. `created` is false when its unique key already named this job."""
+
+    id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of `Queue.list`, newest first. Give `next_cursor` to `list` for the next one; None: this is the last."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a claimed job ends, as one entry of `queue_pg.finish`. `result` and `error` are JSON text.
+
+    `outcome` is complete, fail (retried while attempts are left), discard (fail, never retried), snooze and release
+    (back to the queue, burning no attempt) or cancel. `delay` is for fail and snooze.
+    """
+
+    id: UUID
+    lease_token: int
+    outcome: str
+    result: str | None = None
+    error: str | None = None
+    delay: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer to one Outcome. Not accepted: the lease is lost; `state` is what the job is now (None: unknown id)."""
+
+    id: UUID
+    accepted: bool
+    state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A lease that still stands after a heartbeat."""
+
+    id: UUID
+    lease_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStats:
+    """Counts of one queue by state; `oldest_queued_seconds` is the age of the job that has been claimable longest."""
+
+    org: str
+    queue: str
+    paused: bool
+    paused_until: datetime | None
+    scheduled: int
+    waiting: int
+    queued: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+    oldest_queued_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process; `live` while its last heartbeat is younger than 60 s. Counters are since its start."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    queues: list[str]
+    kinds: list[str]
+    capacity: int
+    active: int
+    processed: int
+    failed: int
+    stopping: bool
+    started_at: datetime
+    heartbeat_at: datetime
+    live: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindInfo:
+    """A kind of job as registered by workers. `schema` is the JSON Schema of its payload, None when unknown."""
+
+    kind: str
+    schema: dict[str, Any] | None
+    max_attempts: int | None
+    timeout: timedelta | None
+    retry_base: timedelta | None
+    retry_cap: timedelta | None
+    description: str | None
+    registered_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhyWaiting:
+    """One reason why a job does not run yet. `until` and `held_by` are given where they are known."""
+
+    reason: str
+    detail: str
+    until: datetime | None
+    held_by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceStep:
+    """What one call of `queue_pg.maintain` did. `next_due_seconds` is None when nothing is known to fall due."""
+
+    reaped: int
+    promoted: int
+    expired: int
+    busy: bool
+    next_due_seconds: float | None

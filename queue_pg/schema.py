@@ -1,0 +1,253 @@
+"""Bring the database schema to what this code needs, and refuse to work where the two do not fit.
+
+`migrations/NNNN_name.sql` are applied once, in order, and are frozen by a checksum. `migrations/functions/*.sql` hold
+the SQL API; a file is applied again whenever its content changed. Everything that is pending runs in one transaction
+under one advisory lock, so of many starters exactly one applies and the others find nothing to do; a failure leaves
+the database as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import unified_diff
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import LiteralString, cast
+
+import psycopg
+from psycopg import sql
+
+from queue_pg.errors import DatabaseUnavailable, MigrationBusy, MigrationDiverged, NotMigrated, SchemaError, SchemaTooNew
+
+DEFAULT_LOCK_TIMEOUT_SECONDS = 3.0
+MINIMUM_SERVER_VERSION = 140000
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file. `name` is `0001_initial` or `functions/claim`."""
+
+    name: str
+    text: str
+
+    @property
+    def repeatable(self) -> bool:
+        return self.name.startswith("functions/")
+
+    @property
+    def breaking(self) -> bool:
+        return re.search(r"^-- breaking: yes$", self.text, re.MULTILINE) is not None
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One row of `queue_pg.migrations`."""
+
+    name: str
+    checksum: str
+    breaking: bool
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What stands between the database and this code."""
+
+    pending: list[Migration]
+    unknown: list[Applied]
+    diverged: list[str]
+
+    @property
+    def up_to_date(self) -> bool:
+        return not self.pending and not self.diverged
+
+
+def package_version() -> str:
+    """The version of the installed distribution; `0` in a checkout that is not installed."""
+    try:
+        return version("queue-pg")
+    except PackageNotFoundError:
+        return "0"
+
+
+def migrations_root() -> Traversable:
+    """Where the migrations are: inside the wheel, else beside the package in a checkout."""
+    packaged = files("queue_pg") / "_migrations"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "migrations"
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All migrations of this code in the order of application: numbered ones first, then functions."""
+    root = migrations_root()
+    numbered = [entry for entry in root.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", entry.name)]
+    functions = [entry for entry in (root / "functions").iterdir() if entry.name.endswith(".sql")]
+    return (
+        *(Migration(e.name.removesuffix(".sql"), e.read_text("utf-8")) for e in sorted(numbered, key=lambda e: e.name)),
+        *(
+            Migration(f"functions/{e.name.removesuffix('.sql')}", e.read_text("utf-8"))
+            for e in sorted(functions, key=lambda e: e.name)
+        ),
+    )
+
+
+@cache
+def statement(name: str) -> LiteralString:
+    # LiteralString by origin: the text is a file of this package, never input.
+    return cast(LiteralString, (files("queue_pg") / "sql" / f"{name}.sql").read_text("utf-8"))
+
+
+def plan(conn: Connection) -> Plan:
+    """Compare this code's migrations with those applied; reads only."""
+    applied = {row.name: row for row in _applied(conn)}
+    known = {migration.name for migration in migrations()}
+    unknown = [row for row in applied.values() if row.name not in known]
+    # The functions of a newer release must survive the start of an older one during a rolling deploy.
+    functions_are_newer = any(_release(row.version) > _release(package_version()) for row in applied.values())
+    pending: list[Migration] = []
+    diverged: list[str] = []
+    for migration in migrations():
+        row = applied.get(migration.name)
+        if row is None:
+            pending.append(migration)
+        elif row.checksum != migration.checksum and not migration.repeatable:
+            diverged.append(migration.name)
+        elif row.checksum != migration.checksum and not functions_are_newer:
+            pending.append(migration)
+    return Plan(pending, unknown, diverged)
+
+
+def check(conn: Connection) -> None:
+    """Raise NotMigrated, SchemaTooNew or MigrationDiverged unless this code can work on the database."""
+    _require_server_version(conn)
+    _refuse(found := plan(conn))
+    if found.pending:
+        raise NotMigrated([migration.name for migration in found.pending])
+
+
+def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECONDS) -> list[str]:
+    """Apply what is pending, all or nothing, and return the names applied.
+
+    Raises MigrationBusy when a lock is not had within `lock_timeout_seconds` (nothing was changed: try again), and
+    SchemaError for everything else that stands in the way.
+    """
+    with connect(dsn) as conn:
+        _require_server_version(conn)
+        try:
+            with conn.transaction():
+                conn.execute(statement("migration_settings"), {"lock_timeout_ms": f"{int(lock_timeout_seconds * 1000)}ms"})
+                conn.execute(statement("migration_lock"))
+                conn.execute(statement("migration_table"))
+                _refuse(found := plan(conn))
+                for migration in found.pending:
+                    _apply(conn, migration)
+        except psycopg.errors.LockNotAvailable as error:
+            raise MigrationBusy(
+                f"No lock within {lock_timeout_seconds:g} s: another migration runs, or a long transaction holds a table.",
+                hint="Nothing was changed; run it again, or look for the holder in pg_stat_activity.",
+            ) from error
+        return [migration.name for migration in found.pending]
+
+
+def render(pending: Sequence[Migration]) -> str:
+    """The script that `migrate` would run, for people who apply it by hand with psql."""
+    parts = ["begin;", statement("migration_table").rstrip().rstrip(";") + ";"]
+    for migration in pending:
+        record = sql.SQL(statement("migration_record")).format()
+        values = {
+            "name": migration.name,
+            "checksum": migration.checksum,
+            "breaking": migration.breaking,
+            "version": package_version(),
+        }
+        text = record.as_string()
+        for key, value in values.items():
+            text = text.replace(f"%({key})s", sql.Literal(value).as_string())
+        parts += [f"-- {migration.name}", migration.text.rstrip(), text.rstrip().rstrip(";") + ";"]
+    return "\n\n".join([*parts, "commit;", ""])
+
+
+def verify(conn: Connection) -> list[str]:
+    """Differences between the live catalog and the schema this code was released with, as diff lines; empty if none."""
+    check(conn)
+    expected = (migrations_root() / "schema.snapshot").read_text("utf-8").splitlines()
+    return list(unified_diff(expected, snapshot(conn), "released", "database", lineterm="", n=0))
+
+
+def snapshot(conn: Connection) -> list[str]:
+    """Describe the schema in one sorted line per object, the same on every supported version of Postgres."""
+    return [str(row[0]) for row in conn.execute(statement("schema_snapshot"))]
+
+
+@contextmanager
+def connect(dsn: str) -> Iterator[Connection]:
+    """A connection for migrations; autocommit, no prepared statements (safe behind a pooler)."""
+    try:
+        conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None, application_name="queue-pg migrate")
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(
+            f"Cannot connect to Postgres: {str(error).strip()}", hint="Check DATABASE_URL and that the server runs."
+        ) from error
+    with conn:
+        yield conn
+
+
+def _applied(conn: Connection) -> list[Applied]:
+    row = conn.execute(statement("migration_table_exists")).fetchone()
+    if row is None or not row[0]:
+        return []
+    return [
+        Applied(str(name), str(checksum), bool(breaking), str(release))
+        for name, checksum, breaking, release in conn.execute(statement("migrations_applied"))
+    ]
+
+
+def _apply(conn: Connection, migration: Migration) -> None:
+    try:
+        conn.execute(cast(LiteralString, migration.text))
+    except psycopg.errors.LockNotAvailable:
+        raise
+    except psycopg.Error as error:
+        raise SchemaError(f"Migration {migration.name} failed: {error}", hint="Nothing was changed.") from error
+    conn.execute(
+        statement("migration_record"),
+        {
+            "name": migration.name,
+            "checksum": migration.checksum,
+            "breaking": migration.breaking,
+            "version": package_version(),
+        },
+    )
+
+
+def _refuse(found: Plan) -> None:
+    if found.diverged:
+        raise MigrationDiverged(found.diverged[0])
+    breaking = [row.name for row in found.unknown if row.breaking]
+    if breaking:
+        raise SchemaTooNew(breaking)
+
+
+def _require_server_version(conn: Connection) -> None:
+    if conn.info.server_version < MINIMUM_SERVER_VERSION:
+        raise SchemaError(
+            f"PostgreSQL {conn.info.server_version // 10000} is too old; 14 is the oldest supported.",
+            hint="Upgrade the server.",
+        )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

@@ -1,0 +1,98 @@
+"""queue-pg: a durable queue for LLM work on the Postgres you already run."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from queue_pg.client import Queue
+from queue_pg.client_sync import SyncQueue
+from queue_pg.errors import (
+    ConfigError,
+    DatabaseUnavailable,
+    InvalidJob,
+    InvalidTransition,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JobUnsuccessful,
+    LeaseLost,
+    MigrationBusy,
+    MigrationDiverged,
+    NotMigrated,
+    PayloadTooLarge,
+    QueuePgError,
+    SchemaError,
+    SchemaTooNew,
+    SubmitError,
+    UniqueKeyConflict,
+    UnknownKind,
+    WaitTimeout,
+)
+from queue_pg.models import (
+    Cancel,
+    ClaimedJob,
+    Fail,
+    Job,
+    JobState,
+    KindInfo,
+    NewJob,
+    Page,
+    QueueStats,
+    Snooze,
+    Submitted,
+    WhyWaiting,
+    WorkerInfo,
+)
+from queue_pg.payloads import Unreadable
+from queue_pg.tasks import JobContext, Task, Tasks, current_job, task, use_queue
+
+try:
+    __version__ = version("queue-pg")
+except PackageNotFoundError:  # a checkout that nobody installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Cancel",
+    "ClaimedJob",
+    "ConfigError",
+    "DatabaseUnavailable",
+    "Fail",
+    "InvalidJob",
+    "InvalidTransition",
+    "Job",
+    "JobCancelled",
+    "JobContext",
+    "JobFailed",
+    "JobNotFound",
+    "JobState",
+    "JobUnsuccessful",
+    "KindInfo",
+    "LeaseLost",
+    "MigrationBusy",
+    "MigrationDiverged",
+    "NewJob",
+    "NotMigrated",
+    "Page",
+    "PayloadTooLarge",
+    "Queue",
+    "QueuePgError",
+    "QueueStats",
+    "SchemaError",
+    "SchemaTooNew",
+    "Snooze",
+    "SubmitError",
+    "Submitted",
+    "SyncQueue",
+    "Task",
+    "Tasks",
+    "UniqueKeyConflict",
+    "UnknownKind",
+    "Unreadable",
+    "WaitTimeout",
+    "WhyWaiting",
+    "WorkerInfo",
+    "__version__",
+    "current_job",
+    "task",
+    "use_queue",
+]

@@ -1,0 +1,413 @@
+"""`Queue`: submit jobs, read them back, wait for them, steer them. `client_sync.py` is generated from this file."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from queue_pg import arguments, store
+from queue_pg.connections import connect_async, make_async_pool
+from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.models import (
+    ClaimedJob,
+    Job,
+    JobState,
+    KindInfo,
+    NewJob,
+    Page,
+    QueueStats,
+    Renewed,
+    Submitted,
+    WhyWaiting,
+    WorkerInfo,
+)
+from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, encode_json
+from queue_pg.sqlstates import translated
+from queue_pg.submission import array, encode_job
+from queue_pg.waiting import Waiting
+from queue_pg.wakeup import RESULT, Wakeups
+
+Connection = AsyncConnection[Any]
+Pool = AsyncConnectionPool[Any]
+
+JOBS_PER_STATEMENT: Final = 500
+BYTES_PER_STATEMENT: Final = 8 * 1024 * 1024
+
+
+class Queue:
+    """The queue in one Postgres database.
+
+        async with Queue("postgresql://app@localhost/app") as queue:
+            job = await queue.submit("chat", {"prompt": "Say hello"})
+            print(await queue.result(job.id, timeout=60))
+
+    `dsn` None takes DATABASE_URL (settings.py). A `pool` of your own is used and left open; `dsn` then serves only to
+    LISTEN, for example past a pooler. `org` is the tenant: jobs are submitted to it and others' are invisible; with
+    None all are visible and submissions go to `default`. With `notify` off nothing listens and `wait` polls.
+    `max_payload_bytes` bounds payloads and results.
+
+    Errors are those of queue_pg.errors: DatabaseUnavailable from every method, others as told.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        pool: Pool | None = None,
+        org: str | None = "default",
+        notify: bool = True,
+        max_connections: int = 10,
+        max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.dsn = arguments.dsn_of(dsn, pool)
+        self.org = org
+        self.max_payload_bytes = max_payload_bytes
+        self._own_pool = pool is None
+        self._max_connections = max_connections
+        self._pool: Pool | None = pool
+        self.wakeups = Wakeups(self.dsn, (RESULT,), enabled=notify)
+        self._waiting: Waiting | None = None
+
+    async def open(self, *, check: bool = False) -> None:
+        """Start the connection pool. With `check`, connect now, so that a wrong address is told at once."""
+        if check:
+            with translated():
+                conn = await connect_async(self.dsn)
+                await conn.close()
+        if self._own_pool and self._pool is None:
+            self._pool = make_async_pool(self.dsn, max_size=self._max_connections)
+            await self._pool.open()
+        if self._waiting is None:
+            self._waiting = Waiting(watch=self._watch, states=self._states, jobs=self._finished, wakeups=self.wakeups)
+
+    async def close(self) -> None:
+        """End waits, stop listening and close the pool, unless it is yours."""
+        if self._waiting is not None:
+            await self._waiting.close()
+            self._waiting = None
+        self.wakeups.close()
+        if self._own_pool and self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+    async def __aenter__(self) -> Self:
+        await self.open(check=self._own_pool)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def connection(self, *, unsafe_to_repeat: bool = False) -> AsyncGenerator[Connection]:
+        """Lend a connection of the pool; database errors inside become those of queue_pg.errors."""
+        if self._pool is None:
+            raise RuntimeError("The Queue is not open: use `async with Queue(...)`, or call `open()` first.")
+        with translated(unsafe_to_repeat=unsafe_to_repeat):
+            async with self._pool.connection() as conn:
+                yield conn
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        kind: str,
+        payload: Any = None,
+        *,
+        queue: str = "default",
+        priority: int = 0,
+        run_at: datetime | None = None,
+        delay: timedelta | float | None = None,
+        max_attempts: int | None = None,
+        timeout: timedelta | float | None = None,
+        expires_at: datetime | None = None,
+        unique_key: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
+        connection: Any = None,
+    ) -> Job:
+        """Store a job and return it; with a `unique_key` that names the same work already, that job.
+
+        `payload` is any JSON value, None meaning {}. `delay` and `timeout` are timedeltas or seconds. `connection` is
+        yours, psycopg's or SQLAlchemy's: the job then exists if and only if your transaction commits. Raises
+        InvalidJob, PayloadTooLarge and UniqueKeyConflict; nothing is stored then.
+        """
+        job = NewJob(
+            kind=kind,
+            payload=payload,
+            queue=queue,
+            priority=priority,
+            run_at=run_at,
+            delay=arguments.duration("delay", delay),
+            max_attempts=max_attempts,
+            timeout=arguments.duration("timeout", timeout),
+            expires_at=expires_at,
+            unique_key=unique_key,
+            tags=tags,
+            metadata={} if metadata is None else metadata,
+            traceparent=traceparent,
+        )
+        stored, _ = await self.submit_new(job, connection=connection)
+        return stored
+
+    async def submit_new(self, job: NewJob, *, connection: Any = None) -> tuple[Job, bool]:
+        """Store one job as `submit` does; return it and whether it is new (false: its unique key was known)."""
+        jobs = array([self._encode(job)])
+        if connection is not None:
+            with translated():
+                return await store.submit(connection, jobs, own_transaction=False)
+        async with self.connection(unsafe_to_repeat=job.unique_key is None) as conn:
+            return await store.submit(conn, jobs, own_transaction=True)
+
+    async def submit_many(self, jobs: Iterable[NewJob], *, connection: Any = None) -> builtins.list[Submitted]:
+        """Store all jobs or none, and return their ids in order. `jobs` may be a generator: it is read in chunks."""
+        if connection is not None:
+            with translated():
+                return await self._submit_chunks(connection, jobs, own_transaction=False)
+        async with self.connection(unsafe_to_repeat=True) as conn, conn.transaction():
+            return await self._submit_chunks(conn, jobs, own_transaction=True)
+
+    async def _submit_chunks(
+        self, conn: Any, jobs: Iterable[NewJob], *, own_transaction: bool
+    ) -> builtins.list[Submitted]:
+        submitted: builtins.list[Submitted] = []
+        chunk: builtins.list[str] = []
+        size = 0
+        for position, job in enumerate(jobs):
+            with arguments.at_position(position):
+                encoded = self._encode(job)
+            if chunk and (len(chunk) >= JOBS_PER_STATEMENT or size + len(encoded) > BYTES_PER_STATEMENT):
+                submitted += await store.submit_many(conn, array(chunk), own_transaction=own_transaction)
+                chunk, size = [], 0
+            chunk.append(encoded)
+            size += len(encoded)
+        if chunk:
+            submitted += await store.submit_many(conn, array(chunk), own_transaction=own_transaction)
+        return submitted
+
+    def _encode(self, job: NewJob) -> str:
+        return encode_job(job, org=self.org or "default", max_payload_bytes=self.max_payload_bytes)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: UUID | str) -> Job:
+        """Return a job, live or finished. Raises JobNotFound.
+
+        A payload or result that Python cannot hold, as plain SQL may store it, is shown as payloads.Unreadable.
+        """
+        known = arguments.job_id(job_id)
+        async with self.connection() as conn:
+            job = await store.get_job(conn, known, org=self.org)
+        if job is None:
+            raise JobNotFound(known)
+        return job
+
+    async def wait(self, job_id: UUID | str, timeout: float | None = None) -> Job:
+        """Return the job once it has ended, whichever way. Raises WaitTimeout after `timeout` seconds, JobNotFound."""
+        known = arguments.job_id(job_id)
+        if self._waiting is None:
+            raise RuntimeError("The Queue is not open: use `async with Queue(...)`, or call `open()` first.")
+        job, state = await self._waiting.wait(known, timeout)
+        if job is None:
+            raise WaitTimeout(known, timeout or 0, state)
+        return job
+
+    async def result(self, job_id: UUID | str, timeout: float | None = None) -> Any:
+        """Wait for a job and return its result. Raises JobFailed, JobCancelled, WaitTimeout, JobNotFound."""
+        job = await self.wait(job_id, timeout)
+        if job.state is JobState.COMPLETED:
+            return job.result
+        unsuccessful = JobFailed if job.state is JobState.FAILED else JobCancelled
+        raise unsuccessful(job.id, job.state, job.error)
+
+    async def list(
+        self,
+        *,
+        state: JobState | str | None = None,
+        queue: str | None = None,
+        kind: str | None = None,
+        tag: str | None = None,
+        batch_id: UUID | str | None = None,
+        parent_id: UUID | str | None = None,
+        unique_key: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        with_payload: bool = False,
+    ) -> Page:
+        """Return a page of jobs, newest first; payload and result are None unless `with_payload`.
+
+        Give `page.next_cursor` as `cursor` for the next page. Raises InvalidJob for a bad cursor, limit or filter.
+        """
+        arguments.check_filters(queue=queue, kind=kind, tag=tag, unique_key=unique_key)
+        limit = arguments.page_size(limit)
+        wanted_state, before = arguments.state(state), arguments.before(cursor)
+        batch, parent = arguments.filter_id("batch_id", batch_id), arguments.filter_id("parent_id", parent_id)
+        async with self.connection() as conn:
+            jobs = await store.list_jobs(
+                conn,
+                limit=limit + 1,
+                with_payload=with_payload,
+                org=self.org,
+                state=wanted_state,
+                queue=queue,
+                kind=kind,
+                tag=tag,
+                batch_id=batch,
+                parent_id=parent,
+                unique_key=unique_key,
+                before=before,
+            )
+        return arguments.page(jobs, limit)
+
+    async def stats(self) -> builtins.list[QueueStats]:
+        """Return the counts of each queue."""
+        async with self.connection() as conn:
+            return await store.queue_stats(conn, org=self.org)
+
+    async def workers(self) -> builtins.list[WorkerInfo]:
+        """Return the worker processes known, live or recently gone."""
+        async with self.connection() as conn:
+            return await store.workers(conn)
+
+    async def kinds(self) -> builtins.list[KindInfo]:
+        """Return the kinds that workers have registered."""
+        async with self.connection() as conn:
+            return await store.kinds(conn)
+
+    async def why_waiting(self, job_id: UUID | str) -> builtins.list[WhyWaiting]:
+        """Return why a job does not run. Raises JobNotFound."""
+        known = arguments.job_id(job_id)
+        async with self.connection() as conn:
+            reasons = await store.why_waiting(conn, known, org=self.org)
+            if not reasons and await store.get_job(conn, known, org=self.org) is None:
+                raise JobNotFound(known)
+        return reasons
+
+    # --- steering -----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, job_id: UUID | str, reason: str | None = None) -> Job:
+        """End a job as cancelled, running or not; twice is fine. Raises InvalidTransition if it ended otherwise."""
+        known = arguments.job_id(job_id)
+        async with self.connection() as conn:
+            job = await store.cancel(conn, known, reason=arguments.reason(reason), org=self.org)
+        if job is None:
+            raise JobNotFound(known)
+        return job
+
+    async def retry(self, job_id: UUID | str, max_attempts: int | None = None) -> Job:
+        """Put a failed or cancelled job back into its queue. Raises InvalidTransition for any other state."""
+        known = arguments.job_id(job_id)
+        arguments.max_attempts(max_attempts)
+        async with self.connection() as conn:
+            job = await store.retry(conn, known, max_attempts=max_attempts, org=self.org)
+        if job is None:
+            raise JobNotFound(known)
+        return job
+
+    async def pause(self, queue: str, until: datetime | None = None) -> None:
+        """Stop claims from a queue until a moment, or until `resume`."""
+        arguments.check_filters(queue=queue)
+        arguments.aware("until", until)
+        async with self.connection() as conn:
+            await store.pause_queue(conn, queue, until=until, org=self.org or "default")
+
+    async def resume(self, queue: str) -> None:
+        """Allow claims from a paused queue again."""
+        arguments.check_filters(queue=queue)
+        async with self.connection() as conn:
+            await store.resume_queue(conn, queue, org=self.org or "default")
+
+    # --- working ------------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        worker_id: str,
+        queues: Sequence[str],
+        *,
+        kinds: Sequence[str] | None = None,
+        max_jobs: int = 1,
+        lease_seconds: float | None = None,
+    ) -> builtins.list[ClaimedJob]:
+        """Lease up to `max_jobs` queued jobs to `worker_id`; their payloads are JSON text (payloads.decode_json)."""
+        arguments.check_texts("queues", queues)
+        arguments.check_texts("kinds", kinds or ())
+        arguments.check_filters(worker_id=worker_id)
+        arguments.lease_seconds(lease_seconds)
+        async with self.connection() as conn:
+            return await store.claim(
+                conn, worker_id, queues, kinds=kinds, max_jobs=max_jobs, lease_seconds=lease_seconds, org=self.org
+            )
+
+    async def heartbeat(
+        self, ids: Sequence[UUID], lease_tokens: Sequence[int], *, lease_seconds: float | None = None
+    ) -> builtins.list[Renewed]:
+        """Extend leases; an id that is absent from the answer has lost its lease."""
+        if len(ids) != len(lease_tokens):
+            raise InvalidJob("lease_tokens", f"there are {len(lease_tokens)} for {len(ids)} ids")
+        for token in lease_tokens:
+            arguments.lease_token(token)
+        arguments.lease_seconds(lease_seconds)
+        async with self.connection() as conn:
+            return await store.heartbeat(conn, ids, lease_tokens, lease_seconds=lease_seconds)
+
+    async def complete(self, job_id: UUID | str, lease_token: int, result: Any = None) -> str:
+        """End a claimed job as completed; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        text = None if result is None else encode_json(result, field="result", max_bytes=self.max_payload_bytes)
+        async with self.connection() as conn:
+            return await store.complete(conn, known, token, text)
+
+    async def fail(
+        self,
+        job_id: UUID | str,
+        lease_token: int,
+        error: Mapping[str, Any] | BaseException | str,
+        *,
+        retry: bool = True,
+        delay: timedelta | float | None = None,
+    ) -> str:
+        """End an attempt as failed; return the new state. Retried while attempts are left, unless `retry` is false.
+
+        `delay` replaces the kind's backoff. Raises LeaseLost.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        text, wait = arguments.error_text(error), arguments.wait("delay", delay)
+        async with self.connection() as conn:
+            return await store.fail(conn, known, token, text, retry=retry, delay=wait)
+
+    async def snooze(self, job_id: UUID | str, lease_token: int, delay: timedelta | float) -> str:
+        """Give a job back to run again after `delay`, burning no attempt; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        wait = arguments.wait("delay", delay) or timedelta(0)
+        async with self.connection() as conn:
+            return await store.snooze(conn, known, token, wait)
+
+    async def release(self, job_id: UUID | str, lease_token: int) -> str:
+        """Give a job back to its queue now, burning no attempt; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        async with self.connection() as conn:
+            return await store.release(conn, known, token)
+
+    # --- for Waiting --------------------------------------------------------------------------------------------------
+
+    async def _watch(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        async with self.connection() as conn:
+            return await store.watch(conn, ids)
+
+    async def _states(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        async with self.connection() as conn:
+            return await store.job_states(conn, ids)
+
+    async def _finished(self, ids: Sequence[UUID]) -> builtins.list[Job]:
+        async with self.connection() as conn:
+            return await store.get_jobs(conn, ids, org=self.org)

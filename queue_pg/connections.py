@@ -1,0 +1,145 @@
+"""Connections as the library makes them: autocommit, found dead early, and safe behind PgBouncer.
+
+Session settings travel as start-up options, never as SET: behind a transaction pooler a SET stays on a server
+connection that the next client gets. A pooler that refuses the options (`unsupported startup parameter`) is asked
+again without them; nothing depends on them, since every call is one statement in a transaction of its own, and
+statements that acknowledge something pin `synchronous_commit` inside that transaction (see sql/finish.sql).
+Statements are not prepared by name, which a pooler could not follow; the SQL functions keep their plans anyway.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any, Final, Self
+
+from psycopg import AsyncConnection, Connection, OperationalError, conninfo
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from queue_pg.dsn import normalise_dsn
+
+KEEPALIVES: Final[dict[str, str | int]] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+SESSION_OPTIONS: Final = (
+    "-c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres"
+    " -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s"
+)
+CONNECT_TIMEOUT_SECONDS: Final = 10
+
+
+def connect_arguments(dsn: str, *, application: str = "queue-pg", options: str = SESSION_OPTIONS) -> dict[str, Any]:
+    """Return the keyword arguments for psycopg's connect; what the DSN itself says wins."""
+    given = conninfo.conninfo_to_dict(normalise_dsn(dsn))
+    defaults: dict[str, Any] = {
+        "application_name": application,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "client_encoding": "UTF8",
+        **KEEPALIVES,
+    }
+    defaults.update(given)
+    # Later options win over earlier ones, so those of the DSN come last.
+    defaults["options"] = f"{options} {given.get('options') or ''}".strip()
+    return {**defaults, "autocommit": True, "prepare_threshold": None}
+
+
+def connect(dsn: str, *, application: str = "queue-pg") -> Connection[tuple[Any, ...]]:
+    """Open one blocking connection as described above."""
+    return LibraryConnection.connect(**connect_arguments(dsn, application=application))
+
+
+async def connect_async(dsn: str, *, application: str = "queue-pg") -> AsyncConnection[tuple[Any, ...]]:
+    """Open one async connection as described above."""
+    return await LibraryAsyncConnection.connect(**connect_arguments(dsn, application=application))
+
+
+def make_async_pool(
+    dsn: str, *, min_size: int = 1, max_size: int = 10, timeout_seconds: float = 10, application: str = "queue-pg"
+) -> AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]:
+    """Make a pool, not yet open. It keeps no more than `max_size` connections and outlives restarts of Postgres."""
+    return AsyncConnectionPool(
+        "",
+        connection_class=LibraryAsyncConnection,
+        kwargs=connect_arguments(dsn, application=application),
+        min_size=min_size,
+        max_size=max_size,
+        timeout=timeout_seconds,
+        check=_check_async,
+        open=False,
+        name=application,
+    )
+
+
+def make_sync_pool(
+    dsn: str, *, min_size: int = 1, max_size: int = 10, timeout_seconds: float = 10, application: str = "queue-pg"
+) -> ConnectionPool[Connection[tuple[Any, ...]]]:
+    """Make the blocking twin of `make_async_pool`."""
+    return ConnectionPool(
+        "",
+        connection_class=LibraryConnection,
+        kwargs=connect_arguments(dsn, application=application),
+        min_size=min_size,
+        max_size=max_size,
+        timeout=timeout_seconds,
+        check=_check_sync,
+        open=False,
+        name=application,
+    )
+
+
+class LibraryAsyncConnection(AsyncConnection[tuple[Any, ...]]):
+    """Connects without start-up options where a pooler refuses them."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        try:
+            return await super().connect(conninfo, **kwargs)
+        except OperationalError as error:
+            if not _options_refused(error):
+                raise
+        kwargs["options"] = ""
+        return await super().connect(conninfo, **kwargs)
+
+
+class LibraryConnection(Connection[tuple[Any, ...]]):
+    """Connects without start-up options where a pooler refuses them."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        try:
+            return super().connect(conninfo, **kwargs)
+        except OperationalError as error:
+            if not _options_refused(error):
+                raise
+        kwargs["options"] = ""
+        return super().connect(conninfo, **kwargs)
+
+
+def _options_refused(error: OperationalError) -> bool:
+    return "unsupported startup parameter" in str(error)
+
+
+async def _check_async(conn: AsyncConnection[Any]) -> None:
+    _raise_if_closed(conn)
+
+
+def _check_sync(conn: Connection[Any]) -> None:
+    _raise_if_closed(conn)
+
+
+def _raise_if_closed(conn: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Raise OperationalError when the server has closed this idle connection, without asking it anything.
+
+    A restarted Postgres leaves every pooled connection dead; the first statement on one would fail with its outcome
+    unknown. An idle connection is readable only if the server said goodbye or sent a notice.
+    """
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    for _ in range(10):
+        if not poll.poll(0):
+            return
+        conn.pgconn.consume_input()
+        conn.pgconn.is_busy()  # parses what has come

@@ -1,0 +1,49 @@
+"""Rows into models, without ever failing on what a row holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from queue_pg.models import Job, JobState, KindInfo
+from queue_pg.payloads import decode_or_mark
+
+_LATEST = datetime.max.replace(tzinfo=UTC)
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+
+
+def job(row: Mapping[str, Any]) -> Job:
+    """Return the job of a row with the columns job (JSON text), payload, result, error and metadata (JSON text)."""
+    found: dict[str, Any] = json.loads(row["job"])
+    timeout_seconds = found.pop("timeout_seconds")
+    for name in ("run_at", "lease_expires_at", "expires_at", "created_at", "started_at", "finished_at"):
+        found[name] = _moment(found[name])
+    for name in ("id", "parent_id", "batch_id"):
+        found[name] = None if found[name] is None else UUID(found[name])
+    found["state"] = JobState(found["state"])
+    return Job(
+        **found,
+        timeout=timedelta(seconds=timeout_seconds),
+        payload=decode_or_mark(row["payload"]),
+        result=decode_or_mark(row["result"]),
+        error=decode_or_mark(row["error"]),
+        metadata=decode_or_mark(row["metadata"]),
+    )
+
+
+def kind(row: Mapping[str, Any]) -> KindInfo:
+    """Return a kind of a row of sql/kinds.sql."""
+    return KindInfo(**{**row, "schema": decode_or_mark(row["schema"])})
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Return a time as JSON shows it, in UTC; what Python's calendar lacks (infinity, BC) becomes its nearest end."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return _EARLIEST if text.startswith("-") or text.endswith("BC") else _LATEST

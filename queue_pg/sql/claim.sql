@@ -1,0 +1,5 @@
+/* queue_pg:claim */
+select *
+from queue_pg.claim(
+  %(worker_id)s::text, %(queues)s::text[], %(kinds)s::text[], %(max_jobs)s::integer,
+  make_interval(secs => %(lease_seconds)s::float8), %(org)s::text)

@@ -1,0 +1,2 @@
+/* queue_pg:forget_worker */
+select queue_pg.forget_worker(%(id)s::text)

@@ -1,0 +1,2 @@
+/* queue_pg:maintain */
+select * from queue_pg.maintain(%(max_jobs)s::integer)

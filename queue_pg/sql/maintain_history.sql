@@ -1,0 +1,2 @@
+/* queue_pg:maintain_history */
+select * from queue_pg.maintain_history()

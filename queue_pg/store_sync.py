@@ -1,0 +1,303 @@
+# Generated from queue_pg/store.py by tools/async_to_sync.py; change that file and run the tool.
+# fmt: off
+# ruff: noqa: E501, I001, RUF100, SIM117
+"""Postgres as seen by the library: one function a statement, rows in, models out.
+
+Every function takes a connection, runs one file of `sql/` and returns models; psycopg's errors pass through and are
+translated by whoever runs it (sqlstates.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection, Cursor
+from psycopg.rows import DictRow, dict_row
+
+from queue_pg import callers, rows
+from queue_pg.models import (
+    ClaimedJob,
+    Finished,
+    Job,
+    KindInfo,
+    MaintenanceStep,
+    Outcome,
+    QueueStats,
+    Renewed,
+    Submitted,
+    WhyWaiting,
+    WorkerInfo,
+)
+from queue_pg.sqlstates import translate_error as translate_error
+from queue_pg.statements import statement
+
+Params = Mapping[str, Any]
+
+
+def _all(conn: Connection[Any], name: str, params: Params) -> list[DictRow]:
+    # The cursor is made here and not by `conn.cursor()`, whose factories belong to whoever made the connection.
+    with Cursor(conn, row_factory=dict_row) as cursor:
+        cursor.execute(statement(name), params)
+        return cursor.fetchall()
+
+
+def _run(conn: Connection[Any], name: str, params: Params) -> None:
+    with Cursor(conn, row_factory=dict_row) as cursor:
+        cursor.execute(statement(name), params)
+
+
+# --- submitting -------------------------------------------------------------------------------------------------------
+
+
+def submit(conn: Any, jobs: str, *, own_transaction: bool) -> tuple[Job, bool]:
+    """Store the one job in the JSON array `jobs`; return it and whether it is new. Takes any caller's connection."""
+    params = {"pin": "on" if own_transaction else "off", "jobs": jobs}
+    [row] = callers.fetch_sync(conn, statement("submit"), params)
+    return rows.job(row), bool(row["created"])
+
+
+def submit_many(conn: Any, jobs: str, *, own_transaction: bool) -> list[Submitted]:
+    """Store all jobs of the JSON array `jobs` or none, and return their ids in order. Takes any caller's connection."""
+    params = {"pin": "on" if own_transaction else "off", "jobs": jobs}
+    found = callers.fetch_sync(conn, statement("submit_many"), params)
+    return [Submitted(UUID(row["id"]), bool(row["created"])) for row in found]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def get_job(conn: Connection[Any], job_id: UUID, *, org: str | None = None) -> Job | None:
+    found = _all(conn, "get_job", {"id": job_id, "org": org})
+    return rows.job(found[0]) if found else None
+
+
+def get_jobs(conn: Connection[Any], ids: Sequence[UUID], *, org: str | None = None) -> list[Job]:
+    return [rows.job(row) for row in _all(conn, "get_jobs", {"ids": list(ids), "org": org})]
+
+
+def list_jobs(
+    conn: Connection[Any],
+    *,
+    limit: int,
+    with_payload: bool = False,
+    org: str | None = None,
+    state: str | None = None,
+    queue: str | None = None,
+    kind: str | None = None,
+    tag: str | None = None,
+    batch_id: UUID | None = None,
+    parent_id: UUID | None = None,
+    unique_key: str | None = None,
+    before: UUID | None = None,
+) -> list[Job]:
+    """Return up to `limit` jobs newest first, those with an id below `before`. Filters that are None don't apply."""
+    params = {
+        "org": org,
+        "state": state,
+        "queue": queue,
+        "kind": kind,
+        "tag": tag,
+        "batch_id": batch_id,
+        "parent_id": parent_id,
+        "unique_key": unique_key,
+        "before": before,
+        "limit": limit,
+    }
+    name = "list_jobs_with_payload" if with_payload else "list_jobs"
+    return [rows.job(row) for row in _all(conn, name, params)]
+
+
+def watch(conn: Connection[Any], ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Ask for a notification at the end of each live job; return the states of those that exist."""
+    return {row["id"]: row["state"] for row in _all(conn, "watch", {"ids": list(ids)})}
+
+
+def job_states(conn: Connection[Any], ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Return the states of those jobs that exist."""
+    return {row["id"]: row["state"] for row in _all(conn, "job_states", {"ids": list(ids)})}
+
+
+def queue_stats(conn: Connection[Any], *, org: str | None = None) -> list[QueueStats]:
+    return [QueueStats(**row) for row in _all(conn, "queue_stats", {"org": org})]
+
+
+def workers(conn: Connection[Any]) -> list[WorkerInfo]:
+    return [WorkerInfo(**row) for row in _all(conn, "workers", {})]
+
+
+def kinds(conn: Connection[Any]) -> list[KindInfo]:
+    return [rows.kind(row) for row in _all(conn, "kinds", {})]
+
+
+def why_waiting(conn: Connection[Any], job_id: UUID, *, org: str | None = None) -> list[WhyWaiting]:
+    return [WhyWaiting(**row) for row in _all(conn, "why_waiting", {"id": job_id, "org": org})]
+
+
+# --- steering ---------------------------------------------------------------------------------------------------------
+
+
+def cancel(
+    conn: Connection[Any], job_id: UUID, *, reason: str | None = None, org: str | None = None
+) -> Job | None:
+    """Cancel an unfinished job; None: no such job in this org. A finished one raises QP002."""
+    found = _all(conn, "cancel", {"id": job_id, "reason": reason, "org": org})
+    return rows.job(found[0]) if found else None
+
+
+def retry(
+    conn: Connection[Any], job_id: UUID, *, max_attempts: int | None = None, org: str | None = None
+) -> Job | None:
+    """Put a failed or cancelled job back; None: no such job in this org. Another state raises QP002."""
+    found = _all(conn, "retry", {"id": job_id, "max_attempts": max_attempts, "org": org})
+    return rows.job(found[0]) if found else None
+
+
+def pause_queue(conn: Connection[Any], queue: str, *, until: datetime | None, org: str) -> None:
+    _run(conn, "pause_queue", {"queue": queue, "until": until, "org": org})
+
+
+def resume_queue(conn: Connection[Any], queue: str, *, org: str) -> None:
+    _run(conn, "resume_queue", {"queue": queue, "org": org})
+
+
+# --- working ----------------------------------------------------------------------------------------------------------
+
+
+def claim(
+    conn: Connection[Any],
+    worker_id: str,
+    queues: Sequence[str],
+    *,
+    kinds: Sequence[str] | None = None,
+    max_jobs: int = 1,
+    lease_seconds: float | None = None,
+    org: str | None = None,
+) -> list[ClaimedJob]:
+    """Lease up to `max_jobs` jobs. None means any kind, any tenant, and the queue's own lease."""
+    params = {
+        "worker_id": worker_id,
+        "queues": list(queues),
+        "kinds": None if kinds is None else list(kinds),
+        "max_jobs": max_jobs,
+        "lease_seconds": lease_seconds,
+        "org": org,
+    }
+    return [ClaimedJob(**row) for row in _all(conn, "claim", params)]
+
+
+def heartbeat(
+    conn: Connection[Any],
+    ids: Sequence[UUID],
+    lease_tokens: Sequence[int],
+    *,
+    lease_seconds: float | None = None,
+) -> list[Renewed]:
+    """Extend leases in one statement; an id that is absent from the answer has lost its lease."""
+    params = {"ids": list(ids), "lease_tokens": list(lease_tokens), "lease_seconds": lease_seconds}
+    return [Renewed(row["id"], row["lease_expires_at"]) for row in _all(conn, "heartbeat", params)]
+
+
+def held(conn: Connection[Any], ids: Sequence[UUID], lease_tokens: Sequence[int]) -> set[UUID]:
+    """Return which of these leases still stand; reads only."""
+    found = _all(conn, "held", {"ids": list(ids), "lease_tokens": list(lease_tokens)})
+    return {row["id"] for row in found}
+
+
+def finish(conn: Connection[Any], outcomes: Sequence[Outcome]) -> list[Finished]:
+    """Record how attempts ended, in one statement; one answer for each, in no particular order."""
+    params = {
+        "ids": [outcome.id for outcome in outcomes],
+        "lease_tokens": [outcome.lease_token for outcome in outcomes],
+        "outcomes": [outcome.outcome for outcome in outcomes],
+        "results": [outcome.result for outcome in outcomes],
+        "errors": [outcome.error for outcome in outcomes],
+        "delays": [outcome.delay for outcome in outcomes],
+    }
+    return [Finished(row["id"], row["accepted"], row["state"]) for row in _all(conn, "finish", params)]
+
+
+def complete(conn: Connection[Any], job_id: UUID, lease_token: int, result: str | None) -> str:
+    """End a job as completed with `result` as JSON text; return the new state. A lost lease raises QP003."""
+    params = {"id": job_id, "lease_token": lease_token, "result": result}
+    return str((_all(conn, "complete", params))[0]["state"])
+
+
+def fail(
+    conn: Connection[Any],
+    job_id: UUID,
+    lease_token: int,
+    error: str,
+    *,
+    retry: bool = True,
+    delay: timedelta | None = None,
+) -> str:
+    """End an attempt as failed with `error` as JSON text; return the new state. A lost lease raises QP003."""
+    params = {"id": job_id, "lease_token": lease_token, "error": error, "retry": retry, "delay": delay}
+    return str((_all(conn, "fail", params))[0]["state"])
+
+
+def snooze(conn: Connection[Any], job_id: UUID, lease_token: int, delay: timedelta) -> str:
+    params = {"id": job_id, "lease_token": lease_token, "delay": delay}
+    return str((_all(conn, "snooze", params))[0]["state"])
+
+
+def release(conn: Connection[Any], job_id: UUID, lease_token: int) -> str:
+    return str((_all(conn, "release", {"id": job_id, "lease_token": lease_token}))[0]["state"])
+
+
+def register_worker(
+    conn: Connection[Any],
+    worker_id: str,
+    *,
+    host: str,
+    pid: int,
+    version: str,
+    queues: Sequence[str],
+    kinds: Sequence[str],
+    capacity: int,
+) -> None:
+    """Add or refresh the row of a worker process."""
+    params = {
+        "id": worker_id,
+        "host": host,
+        "pid": pid,
+        "version": version,
+        "queues": list(queues),
+        "kinds": list(kinds),
+        "capacity": capacity,
+    }
+    _run(conn, "register_worker", params)
+
+
+def worker_heartbeat(
+    conn: Connection[Any], worker_id: str, *, active: int, processed: int, failed: int, stopping: bool = False
+) -> bool:
+    """Report a worker's counters; False: its row is gone, register again."""
+    params = {"id": worker_id, "active": active, "processed": processed, "failed": failed, "stopping": stopping}
+    return bool((_all(conn, "worker_heartbeat", params))[0]["known"])
+
+
+def forget_worker(conn: Connection[Any], worker_id: str) -> None:
+    _run(conn, "forget_worker", {"id": worker_id})
+
+
+def register_kinds(conn: Connection[Any], kinds: str) -> None:
+    """Add or refresh kinds; `kinds` is a JSON array as `queue_pg.register_kinds` takes it (Tasks.kinds_json)."""
+    _run(conn, "register_kinds", {"kinds": kinds})
+
+
+# --- maintenance ------------------------------------------------------------------------------------------------------
+
+
+def maintain(conn: Connection[Any], *, max_jobs: int = 1000) -> MaintenanceStep:
+    """Take one step of reaping, promotion and expiry."""
+    return MaintenanceStep(**(_all(conn, "maintain", {"max_jobs": max_jobs}))[0])
+
+
+def maintain_history(conn: Connection[Any]) -> tuple[int, int]:
+    """Create partitions ahead and drop forgotten ones; return how many of each."""
+    [row] = _all(conn, "maintain_history", {})
+    return row["created"], row["dropped"]

@@ -1,0 +1,314 @@
+"""Functions as jobs: `@task` makes a kind of a function, with typed `submit` and a payload model from its signature.
+
+@task(queue="texts", max_attempts=3)
+async def summarise(text: str, words: int = 50) -> str: ...
+
+job = await summarise.submit(text="...")                        # checked by your type checker
+job = await summarise.using(delay=60).submit(text="...")        # with options
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
+from uuid import UUID
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from queue_pg import default_queue, signatures
+from queue_pg.client import Queue
+from queue_pg.client_sync import SyncQueue
+from queue_pg.default_queue import use_queue
+from queue_pg.errors import InvalidJob
+from queue_pg.models import Job
+from queue_pg.submission import encode_kinds
+
+__all__ = [
+    "JobContext",
+    "SubmitOptions",
+    "Task",
+    "Tasks",
+    "current_job",
+    "default_tasks",
+    "job_context",
+    "task",
+    "use_queue",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+RunIn = Literal["thread", "process"]
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The options of `using`; those of `Queue.submit`. `queue` is the Queue to submit by, or the name of a queue."""
+
+    queue: Queue | SyncQueue | str
+    priority: int
+    run_at: datetime | None
+    delay: timedelta | float | None
+    max_attempts: int | None
+    timeout: timedelta | float | None
+    expires_at: datetime | None
+    unique_key: str | None
+    tags: Sequence[str]
+    metadata: Mapping[str, Any] | None
+    traceparent: str | None
+    connection: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[P, R]):
+    """A function that runs as jobs of `kind`. Calling it runs the function here and now.
+
+    Retries wait `retry_base_seconds`, doubling up to `retry_cap_seconds`; None means the database's defaults.
+    `run_in` says where workers run a function that is not async; "process" is for work that keeps a CPU busy.
+    """
+
+    fn: Callable[P, R]
+    kind: str
+    queue: str
+    payload_model: type[BaseModel]
+    priority: int = 0
+    max_attempts: int | None = None
+    timeout: timedelta | None = None
+    retry_base_seconds: float | None = None
+    retry_cap_seconds: float | None = None
+    run_in: RunIn = "thread"
+    description: str | None = None
+    options: SubmitOptions = field(default_factory=lambda: SubmitOptions())
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.fn)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of the payload."""
+        return self.payload_model.model_json_schema(by_alias=True)
+
+    def using(self, **options: Unpack[SubmitOptions]) -> Task[P, R]:
+        """Return this task with options for `submit`; they never collide with the function's own parameters."""
+        return replace(self, options=cast(SubmitOptions, {**self.options, **options}))
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Submit a job that calls the function with these arguments. Raises InvalidJob naming `payload.<parameter>`.
+
+        Goes by the Queue of `using(queue=...)`, else that of `use_queue`, else one opened from the settings.
+        """
+        payload = self.payload(*args, **kwargs)
+        client = self.options.get("queue")
+        if isinstance(client, SyncQueue):
+            raise TypeError("using(queue=...) has a SyncQueue; call submit_sync, or give a Queue")
+        if not isinstance(client, Queue):
+            client = await default_queue.for_async()
+        return await client.submit(self.kind, payload, **self._submit_arguments())
+
+    def submit_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Submit like `submit`, blocking, by a SyncQueue."""
+        payload = self.payload(*args, **kwargs)
+        client = self.options.get("queue")
+        if isinstance(client, Queue):
+            raise TypeError("using(queue=...) has an async Queue; await submit, or give a SyncQueue")
+        if not isinstance(client, SyncQueue):
+            client = default_queue.for_sync()
+        return client.submit(self.kind, payload, **self._submit_arguments())
+
+    def _submit_arguments(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"priority": self.priority, **self.options}
+        queue = given.get("queue")
+        given["queue"] = queue if isinstance(queue, str) else self.queue
+        # max_attempts and timeout are the kind's, which workers register; a job carries only what deviates.
+        if self.max_attempts is not None:
+            given.setdefault("max_attempts", self.max_attempts)
+        if self.timeout is not None:
+            given.setdefault("timeout", self.timeout)
+        return given
+
+    def payload(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """Return the payload for a call: a JSON object of all parameters, defaults included."""
+        given = signatures.named_arguments(self.fn, args, kwargs)
+        checked = self._checked(given)
+        try:
+            return checked.model_dump(mode="json", by_alias=True)
+        except PydanticSerializationError as error:
+            raise InvalidJob("payload", f"cannot be written as JSON: {error}") from None
+
+    def validate(self, payload: Any) -> dict[str, Any]:
+        """Return the keyword arguments for the function from a stored payload. Raises InvalidJob."""
+        checked = self._checked(payload)
+        return {info.alias or name: getattr(checked, name) for name, info in type(checked).model_fields.items()}
+
+    def _checked(self, payload: Any) -> BaseModel:
+        try:
+            return self.payload_model.model_validate(payload)
+        except ValidationError as error:
+            raise signatures.refusal(error) from None
+
+    def kind_row(self) -> dict[str, Any]:
+        """Return what `queue_pg.register_kinds` takes for this task."""
+        return {
+            "kind": self.kind,
+            "schema": self.schema,
+            "max_attempts": self.max_attempts,
+            "timeout_seconds": None if self.timeout is None else self.timeout.total_seconds(),
+            "retry_base_seconds": self.retry_base_seconds,
+            "retry_cap_seconds": self.retry_cap_seconds,
+            "description": self.description,
+        }
+
+
+class Tasks:
+    """The tasks of an application, by kind. `default_tasks` is the one that the module's `task` adds to."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, Task[..., Any]] = {}
+
+    def __iter__(self) -> Iterator[Task[..., Any]]:
+        return iter(self._by_kind.values())
+
+    def __len__(self) -> int:
+        return len(self._by_kind)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._by_kind
+
+    def get(self, kind: str) -> Task[..., Any] | None:
+        return self._by_kind.get(kind)
+
+    @property
+    def kinds(self) -> list[str]:
+        return sorted(self._by_kind)
+
+    def kinds_json(self) -> str:
+        """Return all tasks as `store.register_kinds` takes them."""
+        return encode_kinds([task.kind_row() for task in self])
+
+    def add(self, task: Task[..., Any]) -> None:
+        """Add a task. Raises ValueError when another function has its kind."""
+        known = self._by_kind.get(task.kind)
+        # The same function again is a reload of its module.
+        if known is not None and _place(known.fn) != _place(task.fn):
+            raise ValueError(
+                f"kind {task.kind!r} belongs to {_place(known.fn)} already; give {_place(task.fn)} another"
+            )
+        self._by_kind[task.kind] = task
+
+    @overload
+    def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        /,
+        *,
+        kind: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_attempts: int | None = None,
+        timeout: timedelta | float | None = None,
+        retry_base_seconds: float | None = None,
+        retry_cap_seconds: float | None = None,
+        run_in: RunIn = "thread",
+        description: str | None = None,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(
+        self,
+        fn: Callable[P, R] | None = None,
+        /,
+        *,
+        kind: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_attempts: int | None = None,
+        timeout: timedelta | float | None = None,
+        retry_base_seconds: float | None = None,
+        retry_cap_seconds: float | None = None,
+        run_in: RunIn = "thread",
+        description: str | None = None,
+    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+        """Make a task of a function. `kind` is its name unless given, `timeout` a timedelta or seconds.
+
+        Raises TypeError for a signature that a JSON object cannot call: *args, **kwargs, positional-only parameters.
+        """
+
+        def decorate(function: Callable[P, R]) -> Task[P, R]:
+            if run_in == "process" and inspect.iscoroutinefunction(function):
+                raise TypeError(f'{_place(function)} is async; run_in="process" is for plain functions')
+            made = Task(
+                fn=function,
+                kind=kind or function.__name__,
+                queue=queue,
+                payload_model=signatures.payload_model(function),
+                priority=priority,
+                max_attempts=max_attempts,
+                timeout=timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout,
+                retry_base_seconds=retry_base_seconds,
+                retry_cap_seconds=retry_cap_seconds,
+                run_in=run_in,
+                description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
+            )
+            self.add(made)
+            return made
+
+        return decorate if fn is None else decorate(fn)
+
+
+def _place(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+default_tasks: Final = Tasks()
+task = default_tasks.task
+
+
+# --- inside a running job ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """The job that runs, as its handler sees it. `cancelled` is set when the job was cancelled or its lease lost."""
+
+    job_id: UUID
+    kind: str
+    queue: str
+    org: str = "default"
+    attempt: int
+    max_attempts: int
+    lease_token: int
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tags: Sequence[str] = ()
+    traceparent: str | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+_current: ContextVar[JobContext] = ContextVar("queue_pg_job")
+
+
+def current_job() -> JobContext:
+    """Return the context of the running job. Raises RuntimeError outside of one."""
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError("current_job() was called outside of a job") from None
+
+
+@contextmanager
+def job_context(context: JobContext) -> Generator[JobContext]:
+    """Make `context` the current job; for those who run handlers."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)

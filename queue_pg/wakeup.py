@@ -1,0 +1,276 @@
+"""Wake-ups from Postgres: one LISTEN connection in a thread of its own, shared by everybody in the process.
+
+A notification is a hint, the rows are the truth: after every (re)connect all subscribers are told to poll, so what
+was missed in between does not matter, and without any notification (`enabled=False`, PgBouncer in transaction mode)
+subscribers go on by their own time-outs. The thread never raises into the process and reconnects for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+from psycopg import Connection
+
+from queue_pg.connections import connect
+from queue_pg.statements import statement
+
+WAKE: Final = "queue_pg_wake"
+RESULT: Final = "queue_pg_result"
+CANCEL: Final = "queue_pg_cancel"
+CHANNELS: Final = (WAKE, RESULT, CANCEL)
+_PROBE_SECONDS: Final = 60.0
+_BACKOFF_SECONDS: Final = (0.1, 10.0)
+
+_log = logging.getLogger(__name__)
+
+
+class Subscription:
+    """One subscriber. Any number of notifications between two waits are one wake-up."""
+
+    def __init__(self, owner: Wakeups, channel: str, payload: str | None, callback: Callable[[], None] | None) -> None:
+        self.channel = channel
+        self.payload = payload
+        self._owner = owner
+        self._callback = callback
+        self._condition = threading.Condition()
+        self._pending = False
+        self._futures: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Return True when there was a wake-up since the last wait or within `timeout` seconds: time to poll."""
+        loop = asyncio.get_running_loop()
+        with self._condition:
+            if self._pending:
+                self._pending = False
+                return True
+            entry = (loop, loop.create_future())
+            self._futures.append(entry)
+        try:
+            await asyncio.wait([entry[1]], timeout=timeout)
+        finally:
+            with self._condition:
+                self._futures.remove(entry)
+        with self._condition:
+            # Read after the wait: a wake-up that came with the time-out must not be lost.
+            woken, self._pending = self._pending, False
+        return woken or entry[1].done()
+
+    def wait_sync(self, timeout: float | None = None) -> bool:
+        """Block like `wait`."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._pending, timeout)
+            woken, self._pending = self._pending, False
+        return woken
+
+    def close(self) -> None:
+        """End the subscription; waiters sleep on until their time-out."""
+        self._owner.unsubscribe(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def signal(self) -> None:
+        """Wake the waiters; called in the listening thread."""
+        with self._condition:
+            self._pending = True
+            self._condition.notify_all()
+            for loop, future in self._futures:
+                # A loop that has ended has nobody left to wake.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(_resolve, future)
+        if self._callback is not None:
+            self._callback()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Wakeups:
+    """The listening connection of a process. `start()` it, `subscribe()`, `close()` it."""
+
+    def __init__(
+        self,
+        dsn: str,
+        channels: Iterable[str] = CHANNELS,
+        *,
+        enabled: bool = True,
+        application: str = "queue-pg listener",
+    ) -> None:
+        self.channels = tuple(channels)
+        unknown = set(self.channels) - set(CHANNELS)
+        if unknown:
+            raise ValueError(f"unknown channels {sorted(unknown)}; there are {CHANNELS}")
+        self.enabled = enabled
+        self._dsn = dsn
+        self._application = application
+        self._lock = threading.Lock()
+        self._subscribers: dict[tuple[str, str | None], set[Subscription]] = {}
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._listening = threading.Event()
+        self._failing = False
+        self._backend_pid: int | None = None
+        # Wakes the thread out of select() when it is to stop.
+        self._bell: tuple[socket.socket, socket.socket] | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether notifications arrive at present; when not, poll faster."""
+        return self._listening.is_set()
+
+    @property
+    def backend_pid(self) -> int | None:
+        """The server process of the LISTEN connection, as pg_stat_activity names it."""
+        return self._backend_pid if self.listening else None
+
+    def wait_listening(self, timeout: float | None = None) -> bool:
+        """Block until the connection listens."""
+        return self._listening.wait(timeout)
+
+    def start(self) -> None:
+        """Start the thread; nothing happens when it runs already or notifications are off."""
+        with self._lock:
+            if not self.enabled or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._stop.clear()
+            self._bell = socket.socketpair()
+            self._thread = threading.Thread(target=self._run, name=self._application, daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread and close its connection; blocks for a moment at most."""
+        with self._lock:
+            thread, bell, self._thread, self._bell = self._thread, self._bell, None, None
+            self._stop.set()
+            if bell is not None:
+                bell[1].close()
+        if thread is not None:
+            thread.join(timeout=15)
+        if bell is not None:
+            bell[0].close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def subscribe(
+        self, channel: str, payload: str | None = None, *, callback: Callable[[], None] | None = None
+    ) -> Subscription:
+        """Return a subscription to a channel, or to one payload of it.
+
+        `callback` is called in the listening thread at every wake-up; it must be quick and must not raise.
+        """
+        if channel not in self.channels:
+            raise ValueError(f"not listening to channel {channel!r}; channels are {self.channels}")
+        subscription = Subscription(self, channel, payload, callback)
+        with self._lock:
+            self._subscribers.setdefault((channel, payload), set()).add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; twice is fine."""
+        key = (subscription.channel, subscription.payload)
+        with self._lock:
+            group = self._subscribers.get(key, set())
+            group.discard(subscription)
+            if not group:
+                self._subscribers.pop(key, None)
+
+    # --- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        bell = self._bell
+        assert bell is not None  # noqa: S101 - start() has made it
+        pause = _BACKOFF_SECONDS[0]
+        while not self._stop.is_set():
+            try:
+                with connect(self._dsn, application=self._application) as conn:
+                    self._listen(conn)
+                    pause = _BACKOFF_SECONDS[0]
+                    self._serve(conn, bell[0])
+            except Exception as error:
+                self._listening.clear()
+                if not self._failing and not self._stop.is_set():
+                    self._failing = True
+                    _log.warning("No notifications: %s. Polling goes on; trying to reconnect.", _first_line(error))
+            finally:
+                self._listening.clear()
+            self._stop.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _BACKOFF_SECONDS[1])
+
+    def _listen(self, conn: Connection[Any]) -> None:
+        """Subscribe at the server, then have everybody poll: in this order, or a job could fall between the two."""
+        for channel in self.channels:
+            conn.execute(statement(f"listen_{channel}"))
+        self._backend_pid = conn.info.backend_pid
+        if self._failing:
+            self._failing = False
+            _log.info("Notifications are back.")
+        self._listening.set()
+        self._signal_all()
+
+    def _serve(self, conn: Connection[Any], bell: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(conn.fileno(), select.POLLIN)
+        poll.register(bell.fileno(), select.POLLIN)
+        probe_at = time.monotonic() + _PROBE_SECONDS
+        while not self._stop.is_set():
+            # Notifications that came together with the answer to LISTEN or to a probe are in memory already.
+            self._deliver(conn)
+            poll.poll(max(probe_at - time.monotonic(), 0) * 1000)
+            if self._stop.is_set():
+                return
+            conn.pgconn.consume_input()
+            if time.monotonic() >= probe_at:
+                # A connection that a firewall has dropped looks idle for ever.
+                conn.execute("select 1")
+                probe_at = time.monotonic() + _PROBE_SECONDS
+
+    def _deliver(self, conn: Connection[Any]) -> None:
+        """Wake whoever waits for what has come; a burst of equal notifications is one wake-up."""
+        seen: set[tuple[str, str]] = set()
+        while notification := conn.pgconn.notifies():
+            seen.add((notification.relname.decode(), notification.extra.decode("utf-8", "replace")))
+        if not seen:
+            return
+        keys: set[tuple[str, str | None]] = {*seen, *((channel, None) for channel, _ in seen)}
+        with self._lock:
+            woken = [subscription for key in keys for subscription in self._subscribers.get(key, ())]
+        _signal(woken)
+
+    def _signal_all(self) -> None:
+        with self._lock:
+            woken = [subscription for group in self._subscribers.values() for subscription in group]
+        _signal(woken)
+
+
+def _signal(subscriptions: Iterable[Subscription]) -> None:
+    for subscription in subscriptions:
+        try:
+            subscription.signal()
+        except Exception:
+            _log.exception("A subscriber of %s failed.", subscription.channel)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,120 @@
+"""Generate the blocking twins of the library's async modules, so that each thing is written once.
+
+    python tools/async_to_sync.py            write queue_pg/*_sync.py
+    python tools/async_to_sync.py --check    exit 1 and name the files that are not current
+
+Names are replaced token by token; comments and layout stay. Strings change only in docstrings.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TWINS = {"store.py": "store_sync.py", "waiting.py": "waiting_sync.py", "client.py": "client_sync.py"}
+NAMES = {
+    "AsyncBackground": "SyncBackground",
+    "AsyncConnection": "Connection",
+    "AsyncConnectionPool": "ConnectionPool",
+    "AsyncCursor": "Cursor",
+    "AsyncGenerator": "Generator",
+    "AsyncSignal": "SyncSignal",
+    "Queue": "SyncQueue",
+    "__aenter__": "__enter__",
+    "__aexit__": "__exit__",
+    "asynccontextmanager": "contextmanager",
+    "connect_async": "connect",
+    "fetch_async": "fetch_sync",
+    "make_async_pool": "make_sync_pool",
+    "waiting": "waiting_sync",
+}
+HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.
+# fmt: off
+# ruff: noqa: E501, I001, RUF100, SIM117
+"""
+# Whole lines for which replacing names does not do: (before, after), both in terms of the source's text.
+LINES = {
+    "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
+    "Connection = AsyncConnection[Any]": "Connection = PsycopgConnection[Any]",
+    "from psycopg import AsyncConnection": "from psycopg import Connection as PsycopgConnection",
+    "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
+    "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",
+    "from collections.abc import Awaitable, Callable, Iterable": "from collections.abc import Callable, Iterable",
+}
+DOCSTRINGS = [
+    (r"\basync with Queue", "with SyncQueue"),
+    (r"\bwith `async ", "with `"),
+    (r"\bawait ", ""),
+    (r"\basync with ", "with "),
+    (r"`Queue`", "`SyncQueue`"),
+    (r"\bthe Queue\b", "the SyncQueue"),
+    (r"The Queue ", "The SyncQueue "),
+    (r"one Queue ", "one SyncQueue "),
+    (r"psycopg's or SQLAlchemy's:", "psycopg's, SQLAlchemy's or Django's:"),
+    (r" `\w+_sync\.py` is\s+generated from this file(?: by tools/async_to_sync\.py)?\.", ""),
+]
+
+
+def convert(text: str, source: str) -> str:
+    """Return the blocking twin of a module's text."""
+    lines = [LINES.get(line, line) for line in text.splitlines()]
+    text = "\n".join(lines) + "\n"
+    pieces: list[str] = []
+    row, column = 1, 0
+    physical = [*text.splitlines(keepends=True), ""]
+    skip_space = False
+
+    def gap(until: tuple[int, int]) -> str:
+        nonlocal row, column
+        found = ""
+        while row < until[0]:
+            found += physical[row - 1][column:]
+            row, column = row + 1, 0
+        found += physical[row - 1][column : until[1]]
+        column = until[1]
+        return found
+
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        between = gap(token.start)
+        pieces.append(between.lstrip(" ") if skip_space else between)
+        skip_space = False
+        body = gap(token.end)
+        if token.type == tokenize.NAME and token.string in ("async", "await"):
+            skip_space = True
+            continue
+        if token.type == tokenize.NAME:
+            body = NAMES.get(body, body)
+        elif token.type == tokenize.STRING:
+            body = _docstring(body)
+        pieces.append(body)
+    return HEADER.format(source=source) + "".join(pieces)
+
+
+def _docstring(text: str) -> str:
+    for pattern, replacement in DOCSTRINGS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    stale: list[str] = []
+    for source, target in TWINS.items():
+        made = convert((ROOT / "queue_pg" / source).read_text(), f"queue_pg/{source}")
+        path = ROOT / "queue_pg" / target
+        if path.exists() and path.read_text() == made:
+            continue
+        stale.append(f"queue_pg/{target}")
+        if "--check" not in arguments:
+            path.write_text(made)
+    if stale and "--check" in arguments:
+        print(f"not current: {', '.join(stale)}; run: python tools/async_to_sync.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

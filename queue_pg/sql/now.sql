@@ -1,0 +1,2 @@
+/* queue_pg:now */
+select queue_pg.now() as now

@@ -1,0 +1,172 @@
+"""For tests of applications: run queued jobs here and now, see what was submitted, move the database's clock.
+
+    job = await order_placed(order)                       # your code, which submits
+    assert [j.payload for j in await submitted(queue, kind="receipt")] == [{"order": 7}]
+    await drain(queue, tasks)                             # runs it in this process
+    assert (await queue.get(job.id)).state == "completed"
+
+Use a database of the tests' own; `drain` claims whatever is queued there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from queue_pg import outcomes, store
+from queue_pg.client import Queue
+from queue_pg.client_sync import SyncQueue
+from queue_pg.connections import connect
+from queue_pg.errors import InvalidJob
+from queue_pg.models import ClaimedJob, Job, JobState, Outcome
+from queue_pg.payloads import UnreadableJson, decode_json, encode_json, error_object
+from queue_pg.statements import statement
+from queue_pg.tasks import JobContext, Task, Tasks, default_tasks, job_context
+
+WORKER_ID: Final = "queue_pg.testing"
+
+
+async def drain(
+    queue: Queue,
+    tasks: Tasks | None = None,
+    *,
+    queues: Sequence[str] | None = None,
+    max_jobs: int = 1_000,
+) -> list[Job]:
+    """Run what is queued and due until nothing is, and return the jobs run, in order, as they are now.
+
+    Jobs go through the real claim and finish, one after the other, in this process and event loop. Jobs that handlers
+    submit run too; a job that is retried later does not, until the clock says so. Runs the kinds of `tasks`
+    (default_tasks unless given) in `queues` (all unless given). Raises RuntimeError after `max_jobs` runs.
+    """
+    known = default_tasks if tasks is None else tasks
+    ran: dict[Any, None] = {}
+    runs = 0
+    while True:
+        claimed = await _claim(queue, known, queues)
+        if claimed is None:
+            return [await queue.get(job_id) for job_id in ran]
+        if runs >= max_jobs:
+            await queue.release(claimed.id, claimed.lease_token)
+            raise RuntimeError(f"drain() has run {runs} jobs and there are more; do jobs submit each other for ever?")
+        runs += 1
+        task = known.get(claimed.kind)
+        assert task is not None, "only kinds of these tasks are claimed"  # noqa: S101
+        async with queue.connection() as conn:
+            await store.finish(conn, [await run(task, claimed)])
+        ran[claimed.id] = None
+
+
+def drain_sync(
+    queue: SyncQueue,
+    tasks: Tasks | None = None,
+    *,
+    queues: Sequence[str] | None = None,
+    max_jobs: int = 1_000,
+) -> list[Job]:
+    """Do what `drain` does, blocking; async handlers run in an event loop of its own."""
+
+    async def work() -> list[Job]:
+        async with Queue(queue.dsn, org=queue.org, notify=False, max_connections=1) as twin:
+            return await drain(twin, tasks, queues=queues, max_jobs=max_jobs)
+
+    return asyncio.run(work())
+
+
+async def run(task: Task[..., Any], claimed: ClaimedJob) -> Outcome:
+    """Run one claimed job in this process and return its outcome; exceptions become failed attempts."""
+    try:
+        arguments = task.validate(decode_json(claimed.payload))
+        metadata: Any = decode_json(claimed.metadata)
+    except (InvalidJob, UnreadableJson) as error:
+        stored = encode_json(error_object("invalid_payload", error), field="error")
+        return Outcome(id=claimed.id, lease_token=claimed.lease_token, outcome="discard", error=stored)
+    context = JobContext(
+        job_id=claimed.id,
+        kind=claimed.kind,
+        queue=claimed.queue,
+        org=claimed.org,
+        attempt=claimed.attempt,
+        max_attempts=claimed.max_attempts,
+        lease_token=claimed.lease_token,
+        metadata=metadata,
+        tags=claimed.tags,
+        traceparent=claimed.traceparent,
+    )
+    try:
+        with job_context(context):
+            value: Any = task.fn(**arguments)
+            if task.is_async:
+                value = await value
+    except Exception as error:
+        return outcomes.of_error(claimed.id, claimed.lease_token, error)
+    return outcomes.of_return(claimed.id, claimed.lease_token, value)
+
+
+async def _claim(queue: Queue, tasks: Tasks, queues: Sequence[str] | None) -> ClaimedJob | None:
+    async with queue.connection() as conn:
+        await store.maintain(conn)  # makes due jobs claimable
+        names = queues if queues is not None else sorted({stats.queue for stats in await queue.stats()})
+        claimed = await store.claim(conn, WORKER_ID, names, kinds=tasks.kinds, org=queue.org, lease_seconds=3_600)
+    return claimed[0] if claimed else None
+
+
+async def submitted(queue: Queue, *, kind: str | None = None, in_queue: str | None = None) -> list[Job]:
+    """Return the jobs submitted so far with their payloads, whatever became of them, oldest first."""
+    jobs: list[Job] = []
+    cursor: str | None = None
+    while True:
+        page = await queue.list(kind=kind, queue=in_queue, with_payload=True, limit=500, cursor=cursor)
+        jobs += page.jobs
+        cursor = page.next_cursor
+        if cursor is None:
+            return jobs[::-1]
+
+
+def submitted_sync(queue: SyncQueue, *, kind: str | None = None, in_queue: str | None = None) -> list[Job]:
+    """Do what `submitted` does, blocking."""
+    jobs: list[Job] = []
+    cursor: str | None = None
+    while True:
+        page = queue.list(kind=kind, queue=in_queue, with_payload=True, limit=500, cursor=cursor)
+        jobs += page.jobs
+        cursor = page.next_cursor
+        if cursor is None:
+            return jobs[::-1]
+
+
+def states(jobs: Iterable[Job]) -> list[JobState]:
+    """Return the states of jobs, for short assertions."""
+    return [job.state for job in jobs]
+
+
+class Clock:
+    """The queue's clock in a test database, movable: leases expire and retries fall due without waiting.
+
+    Replaces `queue_pg.now()` there at the first move, for every session of that database.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._installed = False
+
+    def advance(self, by: timedelta | float) -> datetime:
+        """Move the clock by a timedelta or seconds, and return the new time."""
+        moved = by if isinstance(by, timedelta) else timedelta(seconds=by)
+        with connect(self._dsn, application="queue-pg clock") as conn:
+            if not self._installed:
+                for name in ("testing_clock_table", "testing_clock_start", "testing_clock_function"):
+                    conn.execute(statement(name))
+                self._installed = True
+            [now] = conn.execute(statement("testing_clock_advance"), {"by": moved}).fetchone() or [None]
+        assert isinstance(now, datetime)  # noqa: S101
+        return now
+
+    def now(self) -> datetime:
+        """Return the time in the database."""
+        with connect(self._dsn, application="queue-pg clock") as conn:
+            [now] = conn.execute(statement("now")).fetchone() or [None]
+        assert isinstance(now, datetime)  # noqa: S101
+        return now

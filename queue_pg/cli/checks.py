@@ -1,0 +1,193 @@
+"""What `queue-pg doctor` looks at. Each check reads only, bounds what it counts, and says what to do."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import psycopg
+from psycopg.rows import dict_row
+
+from queue_pg import schema
+from queue_pg.connections import connect
+from queue_pg.errors import SchemaError
+
+Status = Literal["ok", "warn", "fail", "skip"]
+
+NOTIFY_SECONDS = 5.0
+MAX_CLOCK_SKEW = timedelta(seconds=5)
+NOTIFY_USAGE_WARN = 0.1
+NOTIFY_USAGE_FAIL = 0.5
+SPARE_CONNECTIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `hint` says what to do when `status` is warn or fail."""
+
+    check: str
+    status: Status
+    message: str
+    hint: str | None = None
+
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+@cache
+def _statement(name: str) -> bytes:
+    return (files("queue_pg.cli") / "sql" / f"{name}.sql").read_bytes()
+
+
+def _rows(connection: Connection, name: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_statement(name), params).fetchall()
+
+
+def check_database(connection: Connection) -> list[Finding]:
+    """Version, role, durability and clock of the server."""
+    info = connection.info
+    asked = datetime.now(UTC)
+    [row] = _rows(connection, "doctor_server")
+    answered = datetime.now(UTC)
+    version = f"PostgreSQL {info.server_version // 10000}.{info.server_version % 10000}"
+    where = f"{version} on {info.host or 'localhost'}:{info.port}"
+    found = [Finding("database", "ok", f"{where}, database {info.dbname}, role {row['role']}")]
+    if info.server_version < schema.MINIMUM_SERVER_VERSION:
+        found.append(Finding("version", "fail", f"{where} is too old.", "Upgrade to PostgreSQL 14 or later."))
+    if row["in_recovery"]:
+        hint = "Connect to the primary: name all hosts and add target_session_attrs=read-write to DATABASE_URL."
+        found.append(Finding("primary", "fail", "This server is a read-only standby.", hint))
+    found += [_durability(row), _clock(row["clock"], asked, answered), _connections(row)]
+    if not row["autovacuum"]:
+        found.append(
+            Finding("autovacuum", "warn", "Autovacuum is off; the queue's tables will bloat.", "Set autovacuum = on.")
+        )
+    return found
+
+
+def _durability(row: Mapping[str, Any]) -> Finding:
+    off = [name for name in ("fsync", "full_page_writes") if not row[name]]
+    if off:
+        return Finding(
+            "durability",
+            "warn",
+            f"{' and '.join(off)} is off: a crash of the machine can destroy the database.",
+            f"Set {' and '.join(f'{name} = on' for name in off)}.",
+        )
+    if row["synchronous_commit"] == "off":
+        hint = "queue-pg pins it where it acknowledges a job; plain INSERTs of others go with the server's setting."
+        return Finding("durability", "warn", "synchronous_commit is off: a crash can lose the last commits.", hint)
+    return Finding("durability", "ok", "fsync, full_page_writes and synchronous_commit are on")
+
+
+def _clock(clock: datetime, asked: datetime, answered: datetime) -> Finding:
+    # The server read its clock somewhere between question and answer.
+    skew = max(asked - clock, clock - answered, timedelta())
+    if skew > MAX_CLOCK_SKEW:
+        return Finding(
+            "clock",
+            "warn",
+            f"The clocks of this machine and the server differ by {skew.total_seconds():.0f} s.",
+            "Only the server's clock decides about jobs; still, run NTP on both.",
+        )
+    return Finding("clock", "ok", f"differs from the server's by less than {max(skew.total_seconds(), 1):.0f} s")
+
+
+def _connections(row: Mapping[str, Any]) -> Finding:
+    used, limit = row["connections"], row["max_connections"]
+    if limit - used < SPARE_CONNECTIONS:
+        hint = "Raise max_connections, lower POOL_SIZE, or put PgBouncer in front."
+        return Finding("connections", "warn", f"{used} of {limit} connections are in use.", hint)
+    return Finding("connections", "ok", f"{used} of {limit} in use")
+
+
+def check_schema(connection: Connection) -> list[Finding]:
+    """Whether code and schema fit, and whether this role may use the schema."""
+    try:
+        schema.check(connection)
+    except SchemaError as error:
+        return [Finding("schema", "fail", error.message, error.hint)]
+    except psycopg.errors.InsufficientPrivilege as error:
+        return [Finding("schema", "fail", f"This role may not read the schema: {_one_line(error)}", "See docs/sql.md.")]
+    missing = [str(row["what"]) for row in _rows(connection, "doctor_privileges")]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        return [
+            Finding("privileges", "fail", f"This role lacks {shown}.", "Grant it, or connect as the schema's owner.")
+        ]
+    return [
+        Finding("schema", "ok", f"fits queue-pg {schema.package_version()}"),
+        Finding("privileges", "ok", "all there"),
+    ]
+
+
+def check_notify(connection: Connection, dsn: str, *, enabled: bool) -> list[Finding]:
+    """Whether a notification arrives, and whether the server's queue of them is being emptied."""
+    if not enabled:
+        return [Finding("notify", "skip", "QUEUE_PG_NOTIFY=off: workers poll")]
+    [server] = _rows(connection, "doctor_server")
+    found = [_notify_round_trip(connection, dsn)]
+    usage = float(server["notify_usage"])
+    if usage > NOTIFY_USAGE_WARN:
+        found.append(
+            Finding(
+                "notify queue",
+                "fail" if usage > NOTIFY_USAGE_FAIL else "warn",
+                f"The server's notification queue is {usage:.0%} full; when it is full, commits fail.",
+                "Find the LISTENing session with the oldest transaction in pg_stat_activity and end it.",
+            )
+        )
+    return found
+
+
+def _notify_round_trip(connection: Connection, dsn: str) -> Finding:
+    token = secrets.token_hex(8)
+    with connect(dsn, application="queue-pg doctor") as listener:
+        listener.execute(_statement("doctor_listen"))
+        connection.execute(_statement("doctor_notify"), {"token": token})
+        for notification in listener.notifies(timeout=NOTIFY_SECONDS):
+            if notification.payload == token:
+                return Finding("notify", "ok", "LISTEN/NOTIFY works")
+    return Finding(
+        "notify",
+        "fail",
+        f"A notification did not arrive within {NOTIFY_SECONDS:g} s.",
+        "Behind PgBouncer in transaction mode set QUEUE_PG_NOTIFY=off, or connect directly.",
+    )
+
+
+def check_work(connection: Connection, *, host: str | None = None) -> list[Finding]:
+    """Whether live workers are there, and whether anybody takes back leases and starts due jobs."""
+    [row] = _rows(connection, "doctor_work", {"host": host})
+    live, late, overdue, kept = (
+        int(row[name]) for name in ("live_workers", "expired_leases", "overdue_jobs", "default_partition_rows")
+    )
+    at = f" on host {host}" if host else ""
+    found = [Finding("workers", "ok", f"{live} live{at}")]
+    if not live:
+        found = [Finding("workers", "warn", f"No live worker{at}: jobs wait.", "Start one with: queue-pg worker")]
+    hint = "Start a worker, or maintenance alone: queue-pg reaper"
+    if late:
+        found.append(
+            Finding("leases", "fail", f"{_bounded(late)} lease(s) expired and nobody takes the jobs back.", hint)
+        )
+    if overdue:
+        found.append(Finding("due jobs", "fail", f"{_bounded(overdue)} job(s) are due and nobody starts them.", hint))
+    if kept:
+        message = f"{_bounded(kept)} finished job(s) are in the default partition, which is never dropped whole."
+        found.append(Finding("history", "warn", message, f"Maintenance was late. {hint}"))
+    return found
+
+
+def _bounded(count: int) -> str:
+    return "1,000 or more" if count >= 1000 else str(count)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,68 @@
+"""`dev`: Postgres, API and a worker on this machine, restarted when code changes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from queue_pg.cli.output import DatabaseUrl
+
+if TYPE_CHECKING:
+    from queue_pg.cli.system import Signals, System
+
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="The API's port; default: API_PORT, else 8000.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("dev")(dev)
+
+
+def dev(
+    module: Annotated[
+        str | None, typer.Argument(metavar="[MODULE:WORKER]", help="Your tasks, as for queue-pg worker.")
+    ] = None,
+    port: Port = None,
+    reload: Annotated[bool, typer.Option(help="Restart the worker and the API when code changes.")] = True,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Run all of queue-pg here for development: an embedded Postgres, the API and a worker.
+
+    Nothing needs to be set up; DATABASE_URL replaces the embedded Postgres. Ctrl-C stops everything.
+    """
+    from queue_pg.cli.connect import load_settings
+    from queue_pg.cli.system import Plan, require_free_port, run_system
+    from queue_pg.cli.terminal import Screen
+
+    settings = load_settings(database_url)
+    api_port = port or settings.api_port
+    require_free_port(api_port, command="queue-pg dev")
+    again = ["--reload"] if reload else []
+    plan = Plan(
+        database_url=settings.database_url,
+        data_dir=settings.data_dir,
+        port=api_port,
+        api=["serve", "--host", "127.0.0.1", "--port", str(api_port), *again],
+        workers=[["worker", *([module] if module else []), "--grace", "5", *again]],
+    )
+    screen = Screen(logs=True)
+
+    async def work(system: System, signals: Signals) -> int:
+        for line in addresses(system.url, system.dsn):
+            screen.say(line)
+        screen.say("Ctrl-C stops it.")
+        await signals.stop.wait()
+        return 0
+
+    raise typer.Exit(asyncio.run(run_system(plan, work, say=screen.say, show=screen.show)))
+
+
+def addresses(url: str, dsn: str) -> list[str]:
+    """Return the lines that say where everything is."""
+    return [
+        f"API        {url}/docs",
+        f"Postgres   psql '{dsn}'",
+        """Try        queue-pg submit chat '{"prompt": "Hello"}' --wait     (in another terminal, same folder)""",
+    ]

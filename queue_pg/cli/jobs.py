@@ -1,0 +1,229 @@
+"""`get`, `wait`, `list`, `cancel`, `retry`, `why`: commands about jobs that exist."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from queue_pg.cli.connect import open_queue
+from queue_pg.cli.output import (
+    Column,
+    DatabaseUrl,
+    JsonFlag,
+    cell,
+    duration,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    say,
+)
+from queue_pg.cli.values import choice, parse_duration, parse_id
+from queue_pg.errors import QueuePgError, WaitTimeout
+from queue_pg.models import JobState
+
+if TYPE_CHECKING:
+    from queue_pg.models import Job
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
+JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids; - reads them from standard input.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("get")(get)
+    app.command("wait")(wait)
+    app.command("list")(list_jobs)
+    app.command("cancel")(cancel)
+    app.command("retry")(retry)
+    app.command("why")(why)
+
+
+def get(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """Show a job with its payload, result or error."""
+    with open_queue(database_url) as queue:
+        job = queue.get(parse_id(job_id))
+    if as_json:
+        print_json(job)
+    else:
+        show_job(job)
+
+
+def wait(
+    job_ids: JobIds,
+    timeout: Annotated[str | None, typer.Option(help="Give up after this time, such as 30s or 5m.")] = None,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Wait until jobs have ended. Exit code 0 when all completed, else 1."""
+    ids = [parse_id(text) for text in _all_ids(job_ids)]
+    limit = parse_duration(timeout, field="timeout").total_seconds() if timeout is not None else None
+    started = datetime.now(UTC)
+    unsuccessful = 0
+    with open_queue(database_url) as queue:
+        for job_id in ids:
+            left = None if limit is None else max(0.0, limit - (datetime.now(UTC) - started).total_seconds())
+            try:
+                job = queue.wait(job_id, timeout=left)
+            except WaitTimeout as error:
+                raise WaitTimeout(job_id, limit or 0.0, error.state) from None
+            unsuccessful += job.state != JobState.COMPLETED
+            _print_result(job, as_json=as_json)
+    if unsuccessful:
+        raise typer.Exit(1)
+
+
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many jobs at most.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """List jobs, newest first. In a pipe: one id per line."""
+    wanted = choice(state, [item.value for item in JobState], field="state")
+    with open_queue(database_url) as client:
+        page = client.list(
+            state=JobState(wanted) if wanted else None, queue=queue, kind=kind, tag=tag, limit=limit, cursor=cursor
+        )
+    if as_json:
+        print_json({"jobs": page.jobs, "next_cursor": page.next_cursor})
+        return
+    if sys.stdout.isatty():
+        print_table(
+            [
+                Column("id"),
+                Column("kind"),
+                Column("queue"),
+                Column("state", style_by_value=True),
+                Column("priority", right=True),
+                Column("attempt", right=True),
+                Column("created"),
+                Column("took", right=True),
+            ],
+            [
+                [
+                    *(job.id, job.kind, job.queue, job.state, job.priority),
+                    *(f"{job.attempt}/{job.max_attempts}", job.created_at, took(job)),
+                ]
+                for job in page.jobs
+            ],
+            empty="No jobs.",
+        )
+    else:
+        for job in page.jobs:
+            print_line(str(job.id))
+    if page.next_cursor is not None:
+        say(f"There are more: --cursor {page.next_cursor}")
+
+
+def cancel(
+    job_ids: JobIds,
+    reason: Annotated[str | None, typer.Option(help="Stored with the job.")] = None,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Cancel unfinished jobs, running ones too."""
+    with open_queue(database_url) as queue:
+        _each(job_ids, lambda job_id: queue.cancel(parse_id(job_id), reason), as_json=as_json)
+
+
+def retry(
+    job_ids: JobIds,
+    max_attempts: Annotated[int | None, typer.Option(min=1, help="Allow this many attempts in all.")] = None,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Run failed or cancelled jobs again."""
+    with open_queue(database_url) as queue:
+        _each(job_ids, lambda job_id: queue.retry(parse_id(job_id), max_attempts), as_json=as_json)
+
+
+def why(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """Say why a job is not running."""
+    with open_queue(database_url) as queue:
+        job = queue.get(parse_id(job_id))
+        reasons = queue.why_waiting(job.id)
+    if as_json:
+        print_json({"id": job.id, "state": job.state, "reasons": reasons})
+        return
+    if not reasons:
+        print_line(f"{job.id} is {job.state}; nothing holds it back.")
+    for found in reasons:
+        until = f" (until {cell(found.until)})" if found.until is not None else ""
+        print_line(f"{cell(found.reason)}: {cell(found.detail)}{until}")
+
+
+def show_job(job: Job) -> None:
+    """Print a job for people."""
+    print_fields(
+        [
+            ("id", job.id),
+            ("kind", job.kind),
+            ("state", job.state),
+            ("queue", job.queue),
+            ("priority", job.priority or None),
+            ("attempt", f"{job.attempt} of {job.max_attempts}"),
+            ("timeout", job.timeout),
+            ("tags", job.tags),
+            ("unique key", job.unique_key),
+            ("worker", job.worker_id),
+            ("lease until", job.lease_expires_at),
+            ("created", job.created_at),
+            ("run at", job.run_at if job.state == JobState.SCHEDULED else None),
+            ("expires", job.expires_at),
+            ("started", job.started_at),
+            ("finished", job.finished_at),
+            ("took", took(job) or None),
+            ("metadata", job.metadata),
+            ("payload", job.payload),
+            ("result", job.result),
+            ("error", job.error),
+        ]
+    )
+
+
+def took(job: Job) -> str:
+    """Return how long the last attempt took, or has been running."""
+    if job.started_at is None:
+        return ""
+    return duration(((job.finished_at or datetime.now(UTC)) - job.started_at).total_seconds())
+
+
+def _print_result(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job, one_line=True)
+        return
+    print_line(f"{job.id} {job.state}")
+    if job.error is not None:
+        say(f"{job.id}: {job.error.get('code')}: {job.error.get('message')}")
+
+
+def _all_ids(given: list[str]) -> list[str]:
+    return [word for text in given for word in (sys.stdin.read().split() if text == "-" else [text])]
+
+
+def _each(given: list[str], act: Callable[[str], Job], *, as_json: bool) -> None:
+    """Do one action to each job; go on past refusals, and end with the first one when there was any."""
+    first: QueuePgError | None = None
+    ids = _all_ids(given)
+    for job_id in ids:
+        try:
+            job = act(job_id)
+        except QueuePgError as error:
+            # A lost database concerns all of them; a refusal only this one.
+            if error.exit_code == 5 or len(ids) == 1:
+                raise
+            say(f"error: {error.message}")
+            first = first or error
+        else:
+            print_json(job, one_line=True) if as_json else print_line(f"{job.id} {job.state}")
+    if first is not None:
+        raise typer.Exit(first.exit_code)

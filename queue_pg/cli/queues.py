@@ -1,0 +1,166 @@
+"""`queues`, `workers`, `stats`: the state of the whole."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from queue_pg.cli.connect import open_queue
+from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, duration, print_json, print_line, print_table
+from queue_pg.cli.text import printable
+from queue_pg.cli.values import optional_until
+
+if TYPE_CHECKING:
+    from queue_pg.models import QueueStats
+
+STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
+QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    queues = typer.Typer(invoke_without_command=True, help="List queues; pause and resume them.", rich_markup_mode=None)
+    queues.callback()(list_queues)
+    queues.command("list")(list_queues_again)
+    queues.command("pause")(pause)
+    queues.command("resume")(resume)
+    app.add_typer(queues, name="queues")
+    app.command("workers")(workers)
+    app.command("stats")(stats)
+
+
+def list_queues(context: typer.Context, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """List queues with their counts; pause and resume them."""
+    context.obj = (as_json, database_url)
+    if context.invoked_subcommand is None:
+        show_queues(as_json=as_json, database_url=database_url)
+
+
+def list_queues_again(context: typer.Context, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """List queues with their counts."""
+    before = _outer(context)
+    show_queues(as_json=as_json or before[0], database_url=database_url or before[1])
+
+
+def show_queues(*, as_json: bool, database_url: str | None) -> None:
+    """Print one line per queue."""
+    with open_queue(database_url) as queue:
+        found = queue.stats()
+    if as_json:
+        print_json({"queues": found})
+        return
+    print_table(
+        [
+            Column("queue"),
+            *(Column(state, right=True) for state in STATES),
+            Column("oldest", right=True),
+            Column("paused"),
+        ],
+        [
+            (item.queue, *_counts(item), duration(item.oldest_queued_seconds), _paused(item))
+            for item in sorted(found, key=lambda item: item.queue)
+        ],
+        empty="No queues yet: a queue exists once a job was submitted to it.",
+    )
+
+
+def pause(
+    context: typer.Context,
+    name: QueueName,
+    until: Annotated[
+        str | None, typer.Option(help="Resume by itself: a time with its zone, or a duration such as 30m.")
+    ] = None,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Stop handing out jobs of a queue. Running ones go on."""
+    before = _outer(context)
+    when = optional_until(until, field="until")
+    with open_queue(database_url or before[1]) as queue:
+        queue.pause(name, until=when)
+    if as_json or before[0]:
+        print_json({"queue": name, "paused": True, "paused_until": when})
+    else:
+        print_line(f"{printable(name)} paused" + (f" until {when.astimezone():%Y-%m-%d %H:%M:%S %Z}" if when else ""))
+
+
+def resume(
+    context: typer.Context, name: QueueName, as_json: JsonFlag = False, database_url: DatabaseUrl = None
+) -> None:
+    """Hand out jobs of a paused queue again."""
+    before = _outer(context)
+    with open_queue(database_url or before[1]) as queue:
+        queue.resume(name)
+    if as_json or before[0]:
+        print_json({"queue": name, "paused": False})
+    else:
+        print_line(f"{printable(name)} resumed")
+
+
+def workers(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """List worker processes and how they are doing."""
+    with open_queue(database_url) as queue:
+        found = queue.workers()
+    if as_json:
+        print_json({"workers": found})
+        return
+    now = datetime.now(UTC)
+    print_table(
+        [
+            Column("worker"),
+            Column("host"),
+            Column("pid", right=True),
+            Column("queues"),
+            Column("kinds", wrap=True),
+            Column("busy", right=True),
+            Column("done", right=True),
+            Column("failed", right=True),
+            Column("up", right=True),
+            Column("seen", right=True),
+        ],
+        [
+            [
+                *(w.id, w.host, w.pid, w.queues, w.kinds, f"{w.active}/{w.capacity}", w.processed, w.failed),
+                duration((now - w.started_at).total_seconds()),
+                f"{duration((now - w.heartbeat_at).total_seconds())} ago",
+            ]
+            for w in found
+        ],
+        empty="No workers. Start one with: queue-pg worker",
+    )
+
+
+def stats(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """Show how many jobs are in which state, over all queues."""
+    with open_queue(database_url) as queue:
+        found = queue.stats()
+    totals = {state: sum(getattr(item, state) for item in found) for state in STATES}
+    oldest = max((item.oldest_queued_seconds or 0.0 for item in found), default=0.0)
+    if as_json:
+        print_json({"jobs": totals, "oldest_queued_seconds": oldest, "queues": found})
+        return
+    print_table(
+        [Column("state", style_by_value=True), Column("jobs", right=True)],
+        [(state, f"{count:,}") for state, count in totals.items()],
+        empty="",
+    )
+    if totals["queued"]:
+        print_line(f"The oldest queued job has waited for {duration(oldest)}.")
+
+
+def _counts(item: QueueStats) -> list[str]:
+    return [f"{getattr(item, state):,}" for state in STATES]
+
+
+def _paused(item: QueueStats) -> str:
+    if not item.paused:
+        return ""
+    return f"until {item.paused_until.astimezone():%Y-%m-%d %H:%M:%S}" if item.paused_until else "yes"
+
+
+def _outer(context: typer.Context) -> tuple[bool, str | None]:
+    """Return `--json` and `--database-url` as given before the subcommand."""
+    found: tuple[bool, str | None] = context.obj or (False, None)
+    return found

@@ -1,0 +1,2 @@
+/* queue_pg:doctor_listen */
+listen queue_pg_doctor

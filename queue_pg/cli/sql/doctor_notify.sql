@@ -1,0 +1,2 @@
+/* queue_pg:doctor_notify */
+select pg_notify('queue_pg_doctor', %(token)s)

@@ -24,7 +24,14 @@ from typing import LiteralString, cast
 import psycopg
 from psycopg import sql
 
-from queue_pg.errors import DatabaseUnavailable, MigrationBusy, MigrationDiverged, NotMigrated, SchemaError, SchemaTooNew
+from queue_pg.errors import (
+    DatabaseUnavailable,
+    MigrationBusy,
+    MigrationDiverged,
+    NotMigrated,
+    SchemaError,
+    SchemaTooNew,
+)
 
 DEFAULT_LOCK_TIMEOUT_SECONDS = 3.0
 MINIMUM_SERVER_VERSION = 140000
@@ -148,7 +155,9 @@ def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECO
         _require_server_version(conn)
         try:
             with conn.transaction():
-                conn.execute(statement("migration_settings"), {"lock_timeout_ms": f"{int(lock_timeout_seconds * 1000)}ms"})
+                conn.execute(
+                    statement("migration_settings"), {"lock_timeout_ms": f"{int(lock_timeout_seconds * 1000)}ms"}
+                )
                 conn.execute(statement("migration_lock"))
                 conn.execute(statement("migration_table"))
                 _refuse(found := plan(conn))
@@ -164,7 +173,12 @@ def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECO
 
 def render(pending: Sequence[Migration]) -> str:
     """The script that `migrate` would run, for people who apply it by hand with psql."""
-    parts = ["begin;", statement("migration_table").rstrip().rstrip(";") + ";"]
+    # As in migrate(): functions refer to each other, and the files are applied in the order of their names.
+    parts = [
+        "begin;",
+        "set local check_function_bodies = off;",
+        statement("migration_table").rstrip().rstrip(";") + ";",
+    ]
     for migration in pending:
         record = sql.SQL(statement("migration_record")).format()
         values = {

@@ -7,7 +7,8 @@
 -- for what is left, so neither a queue nor a tenant can starve another; inside a lane the order is
 -- priority desc, run_at, id, which is the order of index jobs_claim, so a claim reads just the rows it takes.
 -- SKIP LOCKED sits in a MATERIALIZED CTE: a sub-select under IN may be run again per row and claim more than its LIMIT.
--- The SETs pin the plan to that index whatever the statistics say; stale ones turn this statement quadratic.
+-- The SETs pin the plan to that index whatever the statistics say; stale ones turn this statement quadratic. A pinned
+-- plan looks expensive to the planner, so JIT has to be off as well: compiling would cost more than all the rest.
 -- `lease` null: the queue's, else settings.lease. `kinds` null: any kind. `only_org` null: any tenant.
 create or replace function queue_pg.claim(
   worker_id text,
@@ -21,6 +22,8 @@ returns table (
   lease_token bigint, lease_expires_at timestamptz, lease_seconds double precision, timeout_seconds double precision,
   tags text[], traceparent text, created_at timestamptz)
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off

@@ -4,6 +4,8 @@
 -- several times gets its events in the order of the arrays.
 create or replace function queue_pg.record_events(ids uuid[], types text[], data jsonb[]) returns void
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off

@@ -27,6 +27,8 @@ create or replace function queue_pg.finish(
   delays interval[] default null)
 returns table (id uuid, accepted boolean, state text)
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
@@ -54,7 +56,7 @@ begin
   with input as (
     -- Should a batch name a job twice, its first entry counts.
     select distinct on (i.id) i.id, i.lease_token, i.outcome, i.result, i.error,
-      least(greatest(i.delay, '0'), '3650 days') as delay
+      case when i.delay is not null then least(greatest(i.delay, '0'), '3650 days') end as delay
     from unnest(ids, lease_tokens, outcomes, results, errors, delays) with ordinality
       as i (id, lease_token, outcome, result, error, delay, nr)
     where i.id is not null

@@ -6,6 +6,8 @@
 -- past its timeout did have its attempt: that counts as a failed one with code timeout.
 create or replace function queue_pg.reap(max_jobs integer default 1000) returns table (id uuid, state text)
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
@@ -88,6 +90,8 @@ comment on function queue_pg.reap is 'Takes jobs back from workers whose leases 
 -- Makes due jobs claimable; returns how many.
 create or replace function queue_pg.promote(max_jobs integer default 1000) returns integer
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
@@ -117,6 +121,8 @@ comment on function queue_pg.promote is 'Makes scheduled jobs that are due claim
 -- Fails jobs that did not start before their deadline; returns how many.
 create or replace function queue_pg.expire(max_jobs integer default 1000) returns integer
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
@@ -158,6 +164,8 @@ comment on function queue_pg.expire is 'Fails jobs whose deadline passed before 
 create or replace function queue_pg.maintain(max_jobs integer default 1000)
 returns table (reaped integer, promoted integer, expired integer, busy boolean, next_due_seconds double precision)
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
@@ -177,7 +185,8 @@ begin
     (select j.lease_expires_at from queue_pg.jobs j where j.state = 'running' order by j.lease_expires_at limit 1),
     (select j.expires_at from queue_pg.jobs j
       where j.expires_at is not null and j.state in ('scheduled', 'waiting', 'queued') order by j.expires_at limit 1));
-  next_due_seconds := greatest(extract(epoch from v_next - queue_pg.now()), 0);
+  -- greatest() ignores null: without the case, nothing due would read as due now.
+  next_due_seconds := case when v_next is not null then greatest(extract(epoch from v_next - queue_pg.now()), 0) end;
   return next;
 end
 $$;

@@ -5,6 +5,8 @@
 create or replace function queue_pg.retire(
   ids uuid[], states queue_pg.job_state[], results jsonb[], errors jsonb[]) returns void
 language plpgsql
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off

@@ -32,7 +32,7 @@ language sql volatile as $$
     case when c.paused_until > queue_pg.now() and c.paused_until < 'infinity' then c.paused_until end,
     coalesce(l.scheduled, 0), coalesce(l.waiting, 0), coalesce(l.queued, 0), coalesce(l.running, 0),
     coalesce(f.completed, 0), coalesce(f.failed, 0), coalesce(f.cancelled, 0),
-    greatest(extract(epoch from queue_pg.now() - l.oldest), 0)::double precision
+    case when l.oldest is not null then greatest(extract(epoch from queue_pg.now() - l.oldest), 0) end::double precision
   from live l full join finished f using (org, queue) full join configured c using (org, queue)
   order by org, queue
 $$;

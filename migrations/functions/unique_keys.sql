@@ -46,8 +46,14 @@ create or replace function queue_pg.jobs_unique_key() returns trigger
 language plpgsql as $$
 declare
   v_owner uuid;
+  v_detail text;
 begin
-  v_owner := queue_pg.take_unique_key(new.org, new.unique_key, new.id, new.queue, new.kind, new.payload);
+  begin
+    v_owner := queue_pg.take_unique_key(new.org, new.unique_key, new.id, new.queue, new.kind, new.payload);
+  exception when sqlstate 'QP004' then
+    get stacked diagnostics v_detail = pg_exception_detail;
+    v_owner := (v_detail::jsonb ->> 'id')::uuid;
+  end;
   if v_owner <> new.id then
     raise exception using errcode = 'unique_violation', schema = 'queue_pg', table = 'jobs',
       constraint = 'unique_keys_pkey',

@@ -1,0 +1,55 @@
+# make demo shows it, make test proves it, make check is what CI runs. Paths are relative on purpose: the folder's own
+# path may hold spaces.
+#
+# ARGS goes to the command:      make demo ARGS=--exit     make test ARGS="-k settings"
+# PYTHON names an interpreter:   make demo PYTHON=python3.12
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-on lint types check lock
+
+PYTHON ?=
+ARGS ?=
+BIN ?= /usr/lib/postgresql/15/bin
+SETUP = PYTHON="$(PYTHON)" tools/setup.sh
+RUN = .venv/bin/python -m
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
+		printf '  make %-8s %s\n' "$$target" "$$text"; done
+
+setup: ## Install everything for development into .venv
+	@$(SETUP) dev
+
+demo: ## Run Postgres, API and workers on a sample of real work; Ctrl-C ends it
+	@$(SETUP) runtime
+	@.venv/bin/queue-pg demo $(ARGS)
+
+test: ## Run the tests, on an embedded Postgres unless QUEUE_PG_TEST_POSTGRES names another
+	@$(SETUP) dev
+	@$(RUN) pytest -n auto --maxprocesses 8 $(ARGS)
+
+test-on: ## Run the tests on a temporary server of the Postgres programs in BIN
+	@$(SETUP) dev
+	@tools/with_postgres.sh "$(BIN)" $(RUN) pytest -n auto --maxprocesses 8 $(ARGS)
+
+lint: ## Check style, formatting and import rules
+	@$(SETUP) dev
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@.venv/bin/lint-imports
+
+types: ## Check types with mypy and pyright, both strict
+	@$(SETUP) dev
+	@$(RUN) mypy
+	@$(RUN) basedpyright
+
+check: lint types test ## All of lint, types and test
+
+lock: ## Pin the newest versions that pyproject.toml allows, with hashes (needs uv)
+	@command -v uv >/dev/null || { echo "error: make lock needs uv on PATH" >&2; exit 1; }
+	@printf 'hatchling\n' | uv pip compile pyproject.toml - $(LOCK) --all-extras --output-file requirements.lock
+	@uv pip compile pyproject.toml requirements.lock $(LOCK) --all-extras --group dev --output-file requirements-dev.lock
+
+# Universal: one file for every platform and Python from 3.11 on. No header, no index: nothing of this machine gets in.
+LOCK = --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	--no-annotate

@@ -47,7 +47,7 @@ check: lint types test ## All of lint, types and test
 
 lock: ## Pin the newest versions that pyproject.toml allows, with hashes (needs uv)
 	@command -v uv >/dev/null || { echo "error: make lock needs uv on PATH" >&2; exit 1; }
-	@printf 'hatchling\n' | uv pip compile pyproject.toml - $(LOCK) --all-extras --output-file requirements.lock
+	@printf 'hatchling\neditables\n' | uv pip compile pyproject.toml - $(LOCK) --all-extras --output-file requirements.lock
 	@uv pip compile pyproject.toml requirements.lock $(LOCK) --all-extras --group dev --output-file requirements-dev.lock
 
 # Universal: one file for every platform and Python from 3.11 on. No header, no index: nothing of this machine gets in.

@@ -1,0 +1,67 @@
+"""What one worker process is told."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+
+from queue_pg.settings import Settings
+from queue_pg_workers.providers.choice import ProviderSettings
+
+MAX_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """One process. `target` is `module` or `module:attribute`, None for the built-in kinds only.
+
+    `lease_seconds` None means the queue's own lease; `index` tells the processes of one command apart.
+    """
+
+    dsn: str
+    target: str | None = None
+    queues: tuple[str, ...] = ("default",)
+    concurrency: int = 8
+    grace_seconds: float = 30.0
+    lease_seconds: float | None = None
+    poll_seconds: float = MAX_POLL_SECONDS
+    notify: bool = True
+    maintenance: bool = True
+    worker_id: str | None = None
+    index: int | None = None
+    log_level: str = "INFO"
+    provider: ProviderSettings = field(default_factory=ProviderSettings)
+
+    def identity(self) -> str:
+        """Return the id of this process's row in `queue_pg.workers`."""
+        if self.worker_id is None:
+            return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        return self.worker_id if self.index is None else f"{self.worker_id}-{self.index}"
+
+
+def from_settings(settings: Settings, *, dsn: str, target: str | None) -> WorkerConfig:
+    """Return the configuration that settings (command line included) ask for."""
+    return WorkerConfig(
+        dsn=dsn,
+        target=target,
+        queues=tuple(settings.queues),
+        concurrency=settings.worker_concurrency,
+        grace_seconds=settings.grace_seconds,
+        # Only when somebody said so: a lease given to the claim overrides the one set for the queue.
+        lease_seconds=settings.lease_seconds if "lease_seconds" in settings.model_fields_set else None,
+        # Longer than a second would break the promise on pick-up latency when notifications are off.
+        poll_seconds=min(settings.poll_interval_seconds, MAX_POLL_SECONDS),
+        notify=settings.notify,
+        worker_id=settings.worker_id,
+        log_level=settings.log_level,
+        provider=ProviderSettings(
+            provider=settings.llm_provider,
+            openai_api_key=settings.openai_api_key,
+            openai_base_url=settings.openai_base_url,
+            openai_model=settings.openai_model,
+            ollama_host=settings.ollama_host,
+            ollama_model=settings.ollama_model,
+        ),
+    )

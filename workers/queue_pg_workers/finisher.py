@@ -1,0 +1,173 @@
+"""Outcomes on their way to the database: in batches, kept through an outage, one bad one apart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import psycopg
+
+from queue_pg import store
+from queue_pg.models import Finished, Outcome
+from queue_pg_workers.leases import Held, Leases
+from queue_pg_workers.link import Link
+from queue_pg_workers.outage import Outage
+from queue_pg_workers.outcomes import result_invalid
+from queue_pg_workers.signals import Signals
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH_JOBS = 500
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+REFUSED_PAUSE_SECONDS = 0.05
+# Above either, no new jobs are claimed until the database has caught up.
+MAX_UNFLUSHED_JOBS = 1000
+MAX_UNFLUSHED_BYTES = 64 * 1024 * 1024
+
+# What the server says about the data of a batch: data exceptions, broken constraints, limits, our own "invalid
+# argument". All else (disk full, failing over, a deadlock, a function that a migration replaces) passes, so we wait.
+_DATA_ERROR_CLASSES = ("22", "23", "54", "QP")
+
+
+class _Entry:
+    __slots__ = ("held", "outcome", "refused", "size")
+
+    def __init__(self, held: Held, outcome: Outcome) -> None:
+        self.refused = False
+        self.held = held
+        self.outcome = outcome
+        self.size = len(outcome.result or "") + len(outcome.error or "") + 200
+
+
+class Finisher:
+    """Flushes what has gathered as soon as the flush before is done, so batches grow with the load by themselves."""
+
+    def __init__(self, link: Link, leases: Leases, *, signals: Signals, on_room: Callable[[], None]) -> None:
+        self._link = link
+        self._leases = leases
+        self._signals = signals
+        self._on_room = on_room
+        self._outage = Outage("recording outcomes", log=log, signals=signals)
+        self._waiting: deque[_Entry] = deque()
+        self._bytes = 0
+        self._in_flight = 0
+        self._changed = asyncio.Event()
+        self._closing = False
+        self.processed = 0
+        self.failed = 0
+
+    @property
+    def unflushed(self) -> int:
+        return len(self._waiting) + self._in_flight
+
+    @property
+    def lagging(self) -> bool:
+        """Tell whether claiming must pause: more outcomes have gathered than memory should hold, or none gets out."""
+        return self._outage.lasting or self.unflushed > MAX_UNFLUSHED_JOBS or self._bytes > MAX_UNFLUSHED_BYTES
+
+    def add(self, held: Held, outcome: Outcome) -> None:
+        entry = _Entry(held, outcome)
+        self._waiting.append(entry)
+        self._bytes += entry.size
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Flush until closed and empty."""
+        while not (self._closing and not self._waiting):
+            if not self._waiting:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            batch = self._next_batch()
+            if batch:
+                await self._flush(batch)
+
+    def close(self) -> None:
+        """End `run` when all is flushed."""
+        self._closing = True
+        self._changed.set()
+
+    def _next_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        size = 0
+        while self._waiting and len(batch) < MAX_BATCH_JOBS and (not batch or size < MAX_BATCH_BYTES):
+            entry = self._waiting.popleft()
+            self._bytes -= entry.size
+            if entry.held.lost:
+                self._done(entry, accepted=False, state=None)
+                continue
+            size += entry.size
+            batch.append(entry)
+        return batch
+
+    async def _flush(self, batch: list[_Entry]) -> None:
+        self._in_flight = len(batch)
+        for entry in batch:
+            entry.held.sending = True
+        try:
+            answers = await self._link.run(lambda conn: store.finish(conn, [entry.outcome for entry in batch]))
+        except (psycopg.Error, OSError) as error:
+            await self._refused(batch, error)
+        else:
+            self._in_flight = 0
+            self._answered(batch, answers)
+            self._outage.over()
+        self._in_flight = 0
+        self._on_room()
+
+    async def _refused(self, batch: list[_Entry], error: Exception) -> None:
+        if not _is_about_data(error):
+            # Recorded or not, who knows: asking again is safe, the token lets it count once.
+            self._put_back(batch)
+            await asyncio.sleep(self._outage.failed(error))
+        elif len(batch) > 1:
+            log.warning("a batch of %d outcomes was refused (%s), sending them one by one", len(batch), error)
+            for done, entry in enumerate(batch):
+                await self._flush([entry])
+                if self._outage.lasting:
+                    self._put_back(batch[done + 1 :])
+                    break
+        elif not batch[0].refused:
+            # Once more, after a moment: a partition that is made just now refuses rows that were on their way to
+            # the default partition, and says so with the same words as for a row that never fits.
+            batch[0].refused = True
+            await asyncio.sleep(REFUSED_PAUSE_SECONDS)
+            await self._flush(batch)
+        elif batch[0].outcome.outcome == "discard":
+            # Nothing we could say would be taken; the lease runs out and the reaper counts the loss.
+            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].held.job.id, error)
+            self._done(batch[0], accepted=False, state=None)
+        else:
+            self._in_flight = 0
+            job, reason = batch[0].held.job, f"the database refuses the result: {error}"
+            await self._flush([_Entry(batch[0].held, result_invalid(job.id, job.lease_token, reason))])
+
+    def _put_back(self, batch: Sequence[_Entry]) -> None:
+        for entry in reversed(batch):
+            entry.held.sending = False
+            self._waiting.appendleft(entry)
+            self._bytes += entry.size
+
+    def _answered(self, batch: Sequence[_Entry], answers: Sequence[Finished]) -> None:
+        by_id = {answer.id: answer for answer in answers}
+        for entry in batch:
+            answer = by_id.get(entry.outcome.id)
+            self._done(entry, accepted=answer is not None and answer.accepted, state=answer.state if answer else None)
+
+    def _done(self, entry: _Entry, *, accepted: bool, state: str | None) -> None:
+        self._leases.remove(entry.held)
+        if accepted and entry.outcome.outcome != "release":
+            self.processed += 1
+            self.failed += entry.outcome.outcome in ("fail", "discard")
+        elif not accepted:
+            log.info("job %s: the lease was lost, its outcome is dropped", entry.held.job.id)
+        self._signals.emit("finished", (entry.outcome.id, accepted, state))
+
+
+def _is_about_data(error: Exception) -> bool:
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return error.sqlstate.startswith(_DATA_ERROR_CLASSES)
+    # Without a state it comes from psycopg: either it cannot express a value, or the connection is gone.
+    return isinstance(error, psycopg.DataError | psycopg.ProgrammingError | psycopg.NotSupportedError)

@@ -1,0 +1,71 @@
+"""What a worker can run: one handler a kind, from the user's registry and the built-in ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from queue_pg.signatures import refusal
+from queue_pg.tasks import Task
+from queue_pg_workers.handlers import chat
+from queue_pg_workers.providers.base import Provider
+
+
+class RunIn(StrEnum):
+    """Where a handler's code runs."""
+
+    LOOP = "loop"
+    THREAD = "thread"
+    PROCESS = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """How to run one kind.
+
+    `validate` turns a decoded payload into the keyword arguments of `fn`, raising `InvalidJob`; `spec` is what
+    `queue_pg.register_kinds` is told.
+    """
+
+    kind: str
+    fn: Callable[..., Any]
+    validate: Callable[[Any], Mapping[str, Any]]
+    run_in: RunIn
+    spec: dict[str, Any]
+
+
+def chat_handler(provider: Provider) -> Handler:
+    """Return the built-in handler of the kind `chat` on this provider."""
+
+    async def run(payload: chat.ChatPayload) -> Any:
+        return await chat.run_chat(provider, payload)
+
+    def validate(payload: Any) -> Mapping[str, Any]:
+        try:
+            return {"payload": chat.ChatPayload.model_validate(payload)}
+        except ValidationError as error:
+            raise refusal(error) from None
+
+    return Handler(
+        kind=chat.KIND,
+        fn=run,
+        validate=validate,
+        run_in=RunIn.LOOP,
+        spec={"kind": chat.KIND, "schema": chat.ChatPayload.model_json_schema(), "description": chat.DESCRIPTION},
+    )
+
+
+def task_handler(task: Task[..., Any]) -> Handler:
+    """Return the handler of a user's task."""
+    run_in = RunIn.LOOP if task.is_async else RunIn(task.run_in)
+    return Handler(kind=task.kind, fn=task.fn, validate=task.validate, run_in=run_in, spec=task.kind_row())
+
+
+def handlers_of(tasks: Iterable[Task[..., Any]], provider: Provider) -> dict[str, Handler]:
+    """Return handlers by kind: the built-in ones and the user's, whose own `chat` goes before ours."""
+    handlers = [chat_handler(provider), *(task_handler(task) for task in tasks)]
+    return {handler.kind: handler for handler in handlers}

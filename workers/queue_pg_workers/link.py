@@ -1,0 +1,102 @@
+"""One connection of a worker that comes back by itself and never hangs for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from queue_pg.connections import connect_async
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+STATEMENT_SECONDS = 30.0
+
+
+def primary_dsn(dsn: str) -> str:
+    """Return `dsn` such that a standby is refused: during a failover a worker must not take it for the database."""
+    if conninfo_to_dict(dsn).get("target_session_attrs") == "read-write":
+        return dsn
+    return make_conninfo(dsn, target_session_attrs="primary")
+
+
+def sever(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Break a connection from outside, so that whoever waits for its answer gets an OperationalError at once.
+
+    Closing it instead would free the file descriptor under the waiter, and cancelling the waiter asks the server
+    that does not answer to cancel.
+    """
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        return  # broken already
+
+
+class Link:
+    """Runs one statement at a time, connecting when there is no connection; any failure drops the connection."""
+
+    def __init__(self, dsn: str, *, application: str) -> None:
+        self._dsn = dsn
+        self._application = application
+        self._connection: Connection | None = None
+        self._lock = asyncio.Lock()
+        self._deadline: float | None = None
+        self._statements = 0
+
+    async def run(
+        self, statement: Callable[[Connection], Awaitable[T]], *, timeout_seconds: float = STATEMENT_SECONDS
+    ) -> T:
+        """Run a statement. Raise psycopg.Error; after psycopg.OperationalError it may or may not have been done."""
+        async with self._lock:
+            connection = self._connection
+            if connection is None or connection.closed:
+                async with asyncio.timeout_at(self._deadline):
+                    connection = await connect_async(self._dsn, application=self._application)
+                self._connection = connection
+            loop = asyncio.get_running_loop()
+            until = loop.time() + timeout_seconds
+            watchdog = loop.call_at(min(until, self._deadline or until), sever, connection)
+            done = False
+            try:
+                result = await statement(connection)
+                done = True
+                return result
+            except psycopg.Error as error:
+                # The connection outlives what the server refused to do, such as storing broken data.
+                done = error.sqlstate is not None and not connection.closed
+                raise
+            finally:
+                self._statements += 1
+                watchdog.cancel()
+                if not done:
+                    await self._drop()
+
+    def interrupt_in(self, seconds: float) -> None:
+        """Cut off the statement that runs now, should it still run then."""
+        if self._lock.locked() and self._connection is not None:
+            asyncio.get_running_loop().call_later(seconds, self._cut, self._connection, self._statements)
+
+    def hurry(self, seconds: float) -> None:
+        """From now on, spend no more than this many seconds in all; for a worker that has been asked to end."""
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        if self._connection is not None:
+            asyncio.get_running_loop().call_at(self._deadline, sever, self._connection)
+
+    async def close(self) -> None:
+        await self._drop()
+
+    def _cut(self, connection: Connection, statement: int) -> None:
+        if self._connection is connection and self._statements == statement:
+            sever(connection)
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

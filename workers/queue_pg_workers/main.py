@@ -1,0 +1,141 @@
+"""One worker process: `python -m queue_pg_workers.main`, or called by the command itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+from queue_pg.errors import QueuePgError
+from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
+from queue_pg_workers.config import WorkerConfig
+from queue_pg_workers.providers.base import Provider
+from queue_pg_workers.providers.choice import ProviderSettings, make_provider
+from queue_pg_workers.target import load_handlers
+from queue_pg_workers.worker import CLEANUP_SECONDS, Worker
+
+log = logging.getLogger(__name__)
+
+# In the environment and not on the command line: it holds the password of the database, and `ps` shows arguments.
+CONFIG_VARIABLE = "QUEUE_PG_WORKER_PROCESS"
+# How long the process may outlive the worker's own end: non-daemon threads and atexit functions of user code.
+EXIT_SECONDS = 2.0
+
+
+def main() -> None:
+    """Run the process that a supervisor has started."""
+    config = config_from_json(os.environ.pop(CONFIG_VARIABLE))
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    sys.exit(work(config))
+
+
+def work(config: WorkerConfig) -> int:
+    """Work until signalled; return the exit code. Prints its errors."""
+    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        provider = make_provider(config.provider)
+        worker = Worker(config, load_handlers(config.target, provider))
+        asyncio.run(_work(worker, provider))
+    except QueuePgError as error:
+        print_error(error)
+        return error.exit_code
+    except Exception:
+        log.exception("the worker met an error of its own")
+        return 1
+    finally:
+        _exit_within(EXIT_SECONDS)
+    return 0
+
+
+def print_error(error: QueuePgError) -> None:
+    hint = f" {error.hint}" if error.hint else ""
+    sys.stderr.write(f"error: {error.message}{hint}\n")
+
+
+def config_to_json(config: WorkerConfig) -> str:
+    return json.dumps(asdict(config))
+
+
+def config_from_json(text: str) -> WorkerConfig:
+    fields: dict[str, Any] = json.loads(text)
+    provider = ProviderSettings(**fields.pop("provider"))
+    queues = tuple(fields.pop("queues"))
+    return WorkerConfig(**fields, queues=queues, provider=provider)
+
+
+async def _work(worker: Worker, provider: Provider) -> None:
+    order = _OrderToStop(worker)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, order)
+    try:
+        await worker.run()
+    finally:
+        order.done()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(provider.aclose(), 1)
+
+
+class _OrderToStop:
+    """The handler of SIGTERM and SIGINT: the first asks the worker to finish, the second to hand back and go.
+
+    Should a handler block the event loop, so that the worker cannot obey, a thread hands the jobs back and ends
+    the process a little after the worker should have ended it.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._signals = 0
+        self._last_resort: threading.Timer | None = None
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        now = self._signals > 1
+        self._loop.call_soon_threadsafe(lambda: self._worker.stop(now=now))
+        grace = 0 if now else self._worker.config.grace_seconds
+        self.done()
+        self._last_resort = threading.Timer(grace + CANCEL_PATIENCE_SECONDS + 2 * CLEANUP_SECONDS, self._give_up)
+        self._last_resort.daemon = True
+        self._last_resort.start()
+
+    def done(self) -> None:
+        if self._last_resort is not None:
+            self._last_resort.cancel()
+
+    def _give_up(self) -> None:
+        log.error("a handler blocks the event loop; the worker ends without it")
+        _exit_within(CLEANUP_SECONDS)
+        self._worker.hand_back_from_thread()
+        os._exit(0)
+
+
+def _exit_within(seconds: float) -> None:
+    """End the process so much later, whoever holds it up."""
+
+    def end() -> None:
+        logging.shutdown()
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_with_supervisor() -> None:
+    """Wait for the supervisor's death, which closes our stdin; nobody would restart or stop us any more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

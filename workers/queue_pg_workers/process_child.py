@@ -1,0 +1,43 @@
+"""The child of `HandlerProcesses`: `python -m queue_pg_workers.process_child <fd> <sys.path as JSON>`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+PARENT_CHECK_SECONDS = 1.0
+
+
+def main() -> None:
+    """Run one call after the other until the parent closes the connection."""
+    # A Ctrl-C in the terminal reaches the whole group; the worker decides what becomes of its handlers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    sys.path[:] = json.loads(sys.argv[2])
+    # Of the module by its own name, not of `__main__`: classes must be those that the parent pickles.
+    from queue_pg_workers.processes import ProcessCall
+
+    connection = Connection(int(sys.argv[1]))
+    while True:
+        try:
+            call: ProcessCall = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        connection.send(call.run())
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the worker has died, which frees the machine of a handler that nobody waits for."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

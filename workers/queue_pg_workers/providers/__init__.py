@@ -1,0 +1,1 @@
+"""Where the kind `chat` gets its completions from."""

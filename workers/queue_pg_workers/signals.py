@@ -1,0 +1,56 @@
+"""Points inside a worker that tests wait for instead of sleeping; without a listener they cost a dict look-up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+Point = Literal[
+    "started",  # the worker is registered and claims
+    "claimed",  # value: number of jobs of a claim that returned some
+    "idle",  # a claim returned less than asked for
+    "handler_started",  # value: job id
+    "handler_interrupted",  # value: (job id, reason)
+    "slot_freed",  # value: job id
+    "finished",  # value: (job id, accepted, state)
+    "heartbeat",  # value: number of leases extended
+    "outage",  # value: what is cut off
+    "recovered",  # value: what is connected again
+    "stopping",
+]
+
+
+class Signals:
+    """Emitted from the loop and from the heartbeat thread, heard on the loop of the listener."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[str, list[Callable[[Any], None]]] = {}
+
+    def emit(self, point: Point, value: Any = None) -> None:
+        if point not in self._listeners:
+            return
+        with self._lock:
+            listeners = list(self._listeners[point])
+        for listener in listeners:
+            listener(value)
+
+    @contextmanager
+    def listen(self, point: Point) -> Generator[asyncio.Queue[Any]]:
+        """Collect the values of a point while the block lasts."""
+        loop = asyncio.get_running_loop()
+        values: asyncio.Queue[Any] = asyncio.Queue()
+
+        def deliver(value: Any) -> None:
+            loop.call_soon_threadsafe(values.put_nowait, value)
+
+        with self._lock:
+            self._listeners.setdefault(point, []).append(deliver)
+        try:
+            yield values
+        finally:
+            with self._lock:
+                self._listeners[point].remove(deliver)

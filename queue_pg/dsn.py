@@ -43,7 +43,11 @@ def normalise_dsn(dsn: str) -> str:
     elif "=" not in dsn:
         raise _invalid(dsn, "it is no connection string")
     try:
-        conninfo_to_dict(dsn)
+        parts = conninfo_to_dict(dsn)
+        # libpq would only tell at the first connection.
+        for port in str(parts.get("port", "")).split(","):
+            if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+                raise ValueError(f"{port!r} is no port")
     except (ProgrammingError, UnicodeError, ValueError) as error:
         raise _invalid(dsn, " ".join(mask_dsn(str(error)).split())) from None
     return dsn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -38,6 +39,7 @@ DATABASE = "queue_pg"
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 REFUSED_SECONDS = 5.0
+PATH_BYTES = 900  # Postgres allows 1,023 for its own files
 LOG_BYTES = 10_000_000
 OWN_FILES = {"cluster", "server.log", "server.log.1", "port", "start.lock", "users.lock", "guard.lock"}
 TEST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -124,6 +126,8 @@ class EmbeddedPostgres:
     # -- the folder ----------------------------------------------------------------------------------------------
 
     def _prepare_folder(self) -> None:
+        if len(os.fsencode(self.data_dir)) > PATH_BYTES:
+            raise folder_failure(self.data_dir, OSError(errno.ENAMETOOLONG, ""))
         try:
             if not self.data_dir.exists():
                 self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -191,7 +195,7 @@ class EmbeddedPostgres:
         programs = programs_for(account, versions[version])
         real = self.cluster.resolve()
         if not account.can_enter(real):
-            raise folder_failure(real, PermissionError(13, "Permission denied"))
+            raise folder_failure(real, PermissionError(errno.EACCES, ""))
         (real / "postmaster.pid").unlink(missing_ok=True)  # stale: its process is gone, its number may be taken
         self._launch(account, programs, deadline)
 

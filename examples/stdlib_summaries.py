@@ -23,7 +23,8 @@ def main(*, modules: int | None = None) -> None:
         print(f"Submitted {len(submitted)} requests; the first is {submitted[0].id}.")
         for new, job in list(zip(jobs, submitted, strict=True))[:5]:
             done = queue.wait(job.id, timeout=60)
-            print(f"{new.metadata['module']:<14} {done.state:<10} {(done.result or {}).get('text', done.error)}")
+            answer = done.result["text"] if done.state == "completed" else done.error
+            print(f"{new.metadata['module']:<14} {answer}")
 
 
 if __name__ == "__main__":

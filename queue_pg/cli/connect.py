@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ def find_database(settings: Settings) -> str:
 
 
 @contextmanager
-def open_queue(database_url: str | None) -> Iterator[SyncQueue]:
+def open_queue(database_url: str | None) -> Generator[SyncQueue]:
     """Open the library's client on the database in force."""
     from queue_pg.client_sync import SyncQueue
 

@@ -8,7 +8,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -120,7 +120,7 @@ async def _run_sample(system: System, signals: Signals, screen: Screen, *, modul
 
 
 @contextlib.contextmanager
-def _progress(screen: Screen, run: Run) -> Iterator[Any]:
+def _progress(screen: Screen, run: Run) -> Generator[Any]:
     """Show how many jobs have ended, with rate and time left: a bar, or a line now and then without a terminal."""
     if not screen.interactive:
         shown = [time.monotonic()]

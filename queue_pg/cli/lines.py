@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -172,7 +172,7 @@ def _reason(kind: str, message: str) -> str:
 
 
 @contextmanager
-def _at_line(number: int) -> Iterator[None]:
+def _at_line(number: int) -> Generator[None]:
     """Put the number of the line before an error's message."""
     try:
         yield
@@ -184,7 +184,7 @@ def _at_line(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[tuple[IO[bytes], int | None]]:
+def _opened(source: str) -> Generator[tuple[IO[bytes], int | None]]:
     """Open a file or standard input; also give its size in bytes when that is known."""
     if source == "-":
         # Copied first: the transaction must not stay open while another program takes its time to write.
@@ -204,7 +204,7 @@ def _opened(source: str) -> Iterator[tuple[IO[bytes], int | None]]:
 
 
 @contextmanager
-def _bar(size: int | None, progress: Progress) -> Iterator[Callable[[], None]]:
+def _bar(size: int | None, progress: Progress) -> Generator[Callable[[], None]]:
     """Show a progress bar on standard error when a person looks at it; give the function that moves it."""
     if not sys.stderr.isatty():
         yield lambda: None

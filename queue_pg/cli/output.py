@@ -29,6 +29,9 @@ DatabaseUrl = Annotated[
     ),
 ]
 
+# Lists of words, which read best on one line.
+INLINE_FIELDS = frozenset({"tags"})
+
 STATE_STYLES = {
     "scheduled": "cyan",
     "waiting": "cyan",
@@ -168,7 +171,7 @@ def print_fields(pairs: Sequence[tuple[str, Any]]) -> None:
     shown = [(name, value) for name, value in pairs if value not in (None, [], {})]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        if isinstance(value, dict | list) and not all(isinstance(item, str) for item in value):  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(value, dict) or (isinstance(value, list) and name not in INLINE_FIELDS):
             text = printable_json(json.dumps(plain(value), ensure_ascii=False, indent=2, default=str))
             print_line(name)
             print_line("\n".join("  " + line for line in text.split("\n")))

@@ -104,12 +104,12 @@ class ProcessTree:
         if not keepers:
             return
         hurry = asyncio.create_task(_set_or_timeout(at_once, grace_seconds))
-        everyone = asyncio.gather(*keepers, return_exceptions=True)
-        await asyncio.wait({hurry, everyone}, return_when=asyncio.FIRST_COMPLETED)
+        ended = asyncio.create_task(_all(keepers))
+        await asyncio.wait([hurry, ended], return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         for child in children:
             _signal(child, signal.SIGKILL)
-        await everyone
+        await ended
 
     async def _keep(self, child: Child) -> None:
         name = child.program.name
@@ -193,6 +193,10 @@ class ProcessTree:
         text = line[:MAX_LINE_BYTES].decode(errors="replace").rstrip()
         child.last_lines.append(text)
         self._show(child.program.name, text)
+
+
+async def _all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _set_or_timeout(event: asyncio.Event | None, seconds: float) -> None:

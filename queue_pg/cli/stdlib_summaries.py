@@ -102,6 +102,8 @@ def request(module: Module) -> dict[str, Any]:
             {"role": "user", "content": f"Module {module.name}\n\n{module.text}"},
         ],
         "max_tokens": 120,
+        # Only the mock provider reads this: it takes longer for longer texts, as models do.
+        "mock": {"latency_seconds": round(0.2 + 0.8 * len(module.text) / MAX_TEXT_CHARS, 3)},
     }
 
 

@@ -74,7 +74,7 @@ def submit(
         return
     if kind is None:
         raise InvalidJob("kind", "missing.", hint="""Try: queue-pg submit chat '{"prompt": "Hello"}'""")
-    value = parse_payload(payload) if payload is not None else {}
+    value: Any = {} if payload is None else parse_payload(payload)
     from queue_pg.client_sync import SyncQueue
 
     settings = load_settings(database_url)

@@ -8,7 +8,7 @@ import errno
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,12 @@ from queue_pg.errors import ConfigError, QueuePgError
 
 if TYPE_CHECKING:
     from queue_pg.client import Queue
-    from queue_pg.embedded import EmbeddedPostgres
 
 HOST = "127.0.0.1"
 READY_SECONDS = 60.0
 DRAIN_SECONDS = 10.0
 API_STOP_SECONDS = 5.0
 POLL_SECONDS = 0.05
-DATABASE_CHECK_SECONDS = 1.0
-DATABASE_MISSED_CHECKS = 2
 
 
 class NotReady(QueuePgError):
@@ -79,7 +76,7 @@ class Signals:
             raise Interrupted("Interrupted.")
 
     @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
+    def caught(self) -> Generator[None]:
         """Catch the signals inside the block."""
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -163,7 +160,8 @@ async def _first(
     """Do `work` until it is done (True) or `stop` is set (False); raise what `failed` holds when that comes first."""
     doing, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({doing, stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
+        racing: list[asyncio.Future[Any]] = [doing, stopping, failed]
+        await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             raise failed.result()
         if doing.done():
@@ -176,12 +174,13 @@ async def _first(
 
 
 @contextlib.asynccontextmanager
-async def _database(plan: Plan, *, say: Callable[[str], None], signals: Signals) -> AsyncIterator[str]:
+async def _database(plan: Plan, *, say: Callable[[str], None], signals: Signals) -> AsyncGenerator[str]:
     if plan.database_url is not None:
         yield plan.database_url
         return
     from queue_pg.embedded import EmbeddedPostgres
 
+    # Its guard, not this process, starts it again after a crash and stops it when its last user is gone.
     server = EmbeddedPostgres(plan.data_dir)
     first = "" if server.cluster.exists() else " (the first start takes a few seconds)"
     say(f"Starting Postgres with its data in {server.data_dir}{first}")
@@ -191,37 +190,13 @@ async def _database(plan: Plan, *, say: Callable[[str], None], signals: Signals)
         # Ctrl-C in a terminal also reaches initdb, whose failure is then no news.
         signals.raise_if_stopped()
         raise
-    watching = asyncio.create_task(_keep_running(server, say), name="watch Postgres")
     try:
         for notice in server.notices:
             say(notice)
         signals.raise_if_stopped()
         yield dsn
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
         await asyncio.to_thread(server.stop)
-
-
-async def _keep_running(server: EmbeddedPostgres, say: Callable[[str], None]) -> None:
-    """Start the server again after it died (`kill -9`, out of memory); its port and data stay the same."""
-    absent = 0
-    while True:
-        await asyncio.sleep(DATABASE_CHECK_SECONDS)
-        # Twice in a row: a server that recovers from the crash of one backend is not ready for a moment.
-        absent = 0 if server.running() is not None else absent + 1
-        if absent >= DATABASE_MISSED_CHECKS:
-            say("Postgres is gone; starting it again")
-            try:
-                await asyncio.to_thread(_restart, server)
-            except QueuePgError as error:
-                say(f"error: {error.message} {error.hint or ''}")
-            absent = 0
-
-
-def _restart(server: EmbeddedPostgres) -> None:
-    server.stop()
-    server.start()
 
 
 async def _migrate(dsn: str, *, say: Callable[[str], None]) -> None:

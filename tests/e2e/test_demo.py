@@ -1,0 +1,208 @@
+"""`queue-pg demo` and `queue-pg dev`, as a newcomer uses and abuses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for left-over processes in /proc")
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_demo_completes_all_its_requests_twice(folder: Any, port: int) -> None:
+    first = folder.run("demo", "--exit", "--port", str(port))
+    assert first.returncode == 0, first.stderr
+    assert "Submitted 1" in first.stderr, "more than a hundred modules have documentation"
+    assert "completed in" in first.stdout
+    assert f"http://127.0.0.1:{port}/docs" in first.stdout
+    folder.gone()
+    again = folder.json("demo", "--exit", "--port", str(port), "--modules", "12")
+    assert (again["submitted"], again["completed"], again["failed"]) == (12, 12, 0)
+    folder.gone()
+
+
+def test_other_commands_find_the_running_demo_and_ctrl_c_ends_it(folder: Any, port: int, http: Any, psql: Any) -> None:
+    demo = folder.start("demo", "--port", str(port), "--modules", "6")
+    demo.says("It stays up")
+    assert folder.json("stats")["jobs"]["completed"] == 6
+    job = folder.json("submit", "chat", '{"prompt": "Hello"}', "--wait")
+    assert (job["state"], job["result"]["text"]) == ("completed", "You asked: Hello")
+    assert http("GET", f"http://127.0.0.1:{port}/jobs/{job['id']}").body["state"] == "completed"
+    assert "postgresql://" in folder.json("config")["database_url"]
+    assert folder.run("doctor").returncode == 0
+    # As a terminal does it: to the whole process group at once.
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.ended() == 0, demo.text
+    folder.gone()
+    assert "Traceback" not in demo.text
+    assert folder.run("list").returncode == 2, "nothing runs any more"
+
+
+def test_sigterm_lets_a_running_job_go_back_to_its_queue(folder: Any, port: int, wait_until: Any) -> None:
+    demo = folder.start("demo", "--port", str(port), "--modules", "2")
+    demo.says("It stays up")
+    hanging = folder.run("submit", "chat", '{"prompt": "x", "mock": {"hang": true}}').stdout.strip()
+    wait_until(lambda: folder.json("get", hanging)["state"] == "running", "the hanging job runs")
+    demo.process.send_signal(signal.SIGTERM)
+    demo.says("Stopping")
+    demo.process.send_signal(signal.SIGTERM)  # at once: without the grace
+    assert demo.ended(15) == 0, demo.text
+    folder.gone()
+    assert "Traceback" not in demo.text
+
+
+def test_nothing_outlives_a_killed_demo(folder: Any, port: int) -> None:
+    demo = folder.start("demo", "--port", str(port), "--modules", "2")
+    demo.says("It stays up")
+    assert len(folder.processes()) >= 5
+    demo.process.kill()
+    folder.gone()
+
+
+def test_interrupted_while_starting(folder: Any, port: int) -> None:
+    demo = folder.start("demo", "--port", str(port))
+    demo.says("Starting Postgres")
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.ended() == 130, demo.text
+    folder.gone()
+    assert "Traceback" not in demo.text
+    # A killed first start leaves nothing half made.
+    assert folder.run("demo", "--exit", "--port", str(port), "--modules", "2").returncode == 0
+
+
+def test_a_killed_worker_or_server_is_started_again(folder: Any, port: int, wait_until: Any) -> None:
+    dev = folder.start("dev", "--no-reload", "--port", str(port))
+    dev.says("Ctrl-C stops it")
+    pids = {pid: command for pid, command in folder.processes().items() if pid != dev.pid}
+    [worker] = [pid for pid, command in pids.items() if "child worker" in command]
+    [postgres] = [pid for pid, command in pids.items() if "bin/postgres -D" in command]
+    os.kill(worker, signal.SIGKILL)
+    dev.says("worker-1  | ended with signal SIGKILL; starting it again")
+    os.kill(postgres, signal.SIGKILL)
+    wait_until(lambda: postgres not in folder.processes(), "the server is dead")
+    wait_until(lambda: folder.run("doctor", "db").returncode == 0, "Postgres is back")
+    assert folder.json("submit", "chat", '{"prompt": "Hello"}', "--wait")["state"] == "completed"
+    dev.process.send_signal(signal.SIGTERM)
+    assert dev.ended() == 0, dev.text
+    folder.gone()
+
+
+def test_dev_runs_changed_code(folder: Any, port: int, wait_until: Any) -> None:
+    tasks = "from queue_pg import task\n\n@task\nasync def greet(name: str) -> str:\n    return f'{}, {{name}}'\n"
+    module = folder.path / "greetings.py"
+    module.write_text(tasks.format("Hello"))
+    dev = folder.start("dev", "greetings", "--port", str(port))
+    dev.says("Ctrl-C stops it")
+    assert folder.json("submit", "greet", '{"name": "Ada"}', "--wait")["result"] == "Hello, Ada"
+    module.write_text(tasks.format("Goodbye"))
+    dev.says("greetings.py")
+    wait_until(
+        lambda: folder.json("submit", "greet", '{"name": "Ada"}', "--wait")["result"] == "Goodbye, Ada",
+        "the new code runs",
+    )
+    dev.process.send_signal(signal.SIGINT)
+    assert dev.ended() == 0, dev.text
+    folder.gone()
+
+
+def test_a_port_in_use_is_told_before_anything_starts(folder: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for command in ("demo", "dev"):
+            refused = folder.run(command, "--port", str(port))
+            assert refused.returncode == 2
+            assert refused.stderr.startswith(f"error: Port {port} is in use.")
+            assert f"queue-pg {command} --port" in refused.stderr
+            assert refused.stderr.count("\n") == 1
+    assert not (folder.path / ".data").exists()
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "foreign files", "broken data", "module"])
+def test_what_keeps_it_from_starting_is_one_sentence(folder: Any, port: int, fault: str) -> None:
+    data, command = folder.path / ".data" / "postgres", ["demo", "--exit", "--modules", "1"]
+    if fault == "a file in its place":
+        (folder.path / ".data").write_text("")
+    elif fault == "foreign files":
+        data.mkdir(parents=True)
+        (data / "thesis.tex").write_text("")
+    elif fault == "broken data":
+        assert folder.run(*command, "--port", str(port)).returncode == 0
+        (data / "cluster" / "global" / "pg_control").unlink()
+    else:
+        command = ["dev", "absent_module", "--no-reload"]
+    refused = folder.run(*command, "--port", str(port))
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in refused.stderr
+    assert len(errors) == 1, refused.stderr
+    assert refused.returncode == (1 if fault == "module" else 2)
+    assert ("absent_module" if fault == "module" else ".data") in errors[0]
+    folder.gone()
+
+
+class ModelServer(BaseHTTPRequestHandler):
+    """The least of an OpenAI-compatible server. Answers 400 about modules that begin with z."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        bad = asked["messages"][-1]["content"].startswith("Module z")
+        message = {"role": "assistant", "content": "from the model server"}
+        body: dict[str, Any] = {
+            "id": "c-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": asked["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        }
+        answer = json.dumps({"error": {"message": "no z here"}} if bad else body).encode()
+        self.send_response(400 if bad else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def model_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ModelServer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_with_a_model_server_the_requests_go_there_and_failures_are_named(
+    folder: Any, port: int, model_server: str
+) -> None:
+    done = folder.run(
+        "demo", "--exit", "--port", str(port), OPENAI_BASE_URL=model_server, OPENAI_API_KEY="k", OPENAI_MODEL="tiny"
+    )
+    assert done.returncode == 1
+    assert f"tiny on {model_server}" in done.stderr
+    assert "from the model server" in done.stdout
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "requests did not complete" in error
+    assert "zipfile" in error
+    assert "no z here" in error
+    folder.gone()

@@ -17,7 +17,9 @@ comment on function queue_pg.backoff is 'Exponential wait with jitter before the
 --   snooze    runs again after `delay`; burns no attempt
 --   release   back to the queue now; burns no attempt
 --   cancel    ends as cancelled
--- Rows are locked in the order of their ids, so that overlapping batches cannot deadlock.
+-- Rows are locked in the order of their ids, so that overlapping batches cannot deadlock. "Running" is tested as
+-- lease_expires_at is not null: with state = 'running' a planner without statistics reads all running jobs through
+-- jobs_lease instead of these by id.
 create or replace function queue_pg.finish(
   ids uuid[],
   lease_tokens bigint[],
@@ -72,7 +74,7 @@ begin
     from input i
     join queue_pg.jobs j on j.id = i.id
     cross join queue_pg.settings s
-    where j.state = 'running' and j.lease_token = i.lease_token
+    where j.lease_expires_at is not null and j.lease_token = i.lease_token
     order by j.id
     for update of j
   ),

@@ -3,7 +3,7 @@
 -- Extends the leases that still stand and returns them; an id that does not come back is lost: reaped, cancelled or
 -- claimed by another. One statement for all running jobs of a worker. A lease is never extended beyond the attempt's
 -- timeout plus one lease, so a hung worker that still heartbeats cannot hold a job for ever.
--- Rows are locked in the order of their ids, as everywhere.
+-- Rows are locked in the order of their ids, as everywhere; "running" is tested as in finish().
 create or replace function queue_pg.heartbeat(ids uuid[], lease_tokens bigint[], lease interval default null)
 returns table (id uuid, lease_expires_at timestamptz)
 language plpgsql
@@ -31,7 +31,7 @@ begin
     from unnest(ids, lease_tokens) as i (id, lease_token)
     join queue_pg.jobs j on j.id = i.id
     cross join queue_pg.settings s
-    where j.state = 'running' and j.lease_token = i.lease_token
+    where j.lease_expires_at is not null and j.lease_token = i.lease_token
     order by j.id
     for no key update of j
   )
@@ -59,7 +59,7 @@ begin
   return query
   select j.id from unnest(ids, lease_tokens) as i (id, lease_token)
   join queue_pg.jobs j on j.id = i.id
-  where j.state = 'running' and j.lease_token = i.lease_token;
+  where j.lease_expires_at is not null and j.lease_token = i.lease_token;
 end
 $$;
 

@@ -98,11 +98,13 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare
+  -- In a variable: a volatile function cannot bound an index scan, and all scheduled jobs would be read.
+  v_now timestamptz := queue_pg.now();
   v_count integer;
 begin
   with due as materialized (
     select j.id from queue_pg.jobs j
-    where j.state = 'scheduled' and j.run_at <= queue_pg.now()
+    where j.state = 'scheduled' and j.run_at <= v_now
     order by j.run_at
     limit max_jobs
     for update skip locked
@@ -129,12 +131,13 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare
+  v_now timestamptz := queue_pg.now();
   v_ids uuid[];
   v_errors jsonb[];
 begin
   with dead as materialized (
     select j.id, j.expires_at, j.error from queue_pg.jobs j
-    where j.expires_at <= queue_pg.now() and j.state in ('scheduled', 'waiting', 'queued')
+    where j.expires_at <= v_now and j.state in ('scheduled', 'waiting', 'queued')
     order by j.expires_at
     limit max_jobs
     for update skip locked

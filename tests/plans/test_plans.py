@@ -1,0 +1,133 @@
+"""Hot statements read through their index just the rows they need, whatever the statistics say.
+
+Counted by Postgres itself, per index and within the transaction: how many rows each index handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+JOBS = 3_000
+
+# The statistics that the planner is made to believe: none, of an empty table, or of a table of a million rows.
+STATISTICS = ("never analysed", "analysed while empty", "a million rows")
+
+COUNTERS = (
+    "select c.relname, pg_stat_get_xact_numscans(c.oid), pg_stat_get_xact_tuples_returned(c.oid)"
+    " from pg_class c where c.oid = 'queue_pg.jobs'::regclass"
+    " or c.oid in (select i.indexrelid from pg_index i where i.indrelid = 'queue_pg.jobs'::regclass)"
+)
+
+
+def rows_read(connection: psycopg.Connection, statement: str, args: Any = ()) -> dict[str, int]:
+    """Run a statement; return the rows that each index of `jobs` it used handed out.
+
+    The name `jobs` itself stands for sequential scans.
+    """
+    # In one transaction, because counters are reset when a session reports them between two.
+    with connection.transaction():
+        before = {name: (scans, rows) for name, scans, rows in connection.execute(COUNTERS)}
+        connection.execute(statement, args).fetchall()
+        after = {name: (scans, rows) for name, scans, rows in connection.execute(COUNTERS)}
+    return {name: after[name][1] - before[name][1] for name in after if after[name][0] > before[name][0]}
+
+
+@pytest.fixture(params=STATISTICS)
+def connection(dsn: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
+    """A queue with jobs in every live state, other queues and tenants in front, and the given statistics."""
+    with psycopg.connect(dsn, autocommit=True) as own:
+        own.execute("alter table queue_pg.jobs set (autovacuum_enabled = off)")
+        own.execute("select queue_pg.maintain_history()")
+        if request.param == "analysed while empty":
+            own.execute("vacuum analyze queue_pg.jobs")
+        insert = (
+            "insert into queue_pg.jobs (kind, queue, org, priority, run_at, expires_at)"
+            " select 'k', %s, %s, %s, queue_pg.now() + %s::interval, queue_pg.now() + %s::interval"
+            " from generate_series(1, %s)"
+        )
+        own.execute(insert, ("aaa", "default", 20, "0", None, JOBS))
+        own.execute(insert, ("default", "aaa", 20, "0", None, JOBS))
+        own.execute(insert, ("default", "default", 20, "1 day", "2 days", JOBS))
+        own.execute(insert, ("default", "default", 0, "0", None, JOBS))
+        if request.param == "a million rows":
+            own.execute("analyze queue_pg.jobs")
+            own.execute("update pg_class set relpages = 40000, reltuples = 1e6 where oid = 'queue_pg.jobs'::regclass")
+        yield own
+
+
+CLAIM = "select id, lease_token from queue_pg.claim('w', '{default}', '{k}', 10, only_org => 'default')"
+
+
+def test_claim_reads_what_it_takes(connection: psycopg.Connection) -> None:
+    claims = 30
+    for _ in range(claims):
+        read = rows_read(connection, CLAIM)
+        # Besides the ten at most what earlier claims left behind: it is skipped as soon as no transaction anywhere in
+        # the cluster is old enough to see it, and other tests may run one. Never the thousands around them.
+        assert read["jobs_claim"] <= 10 * claims
+        assert read == {"jobs_claim": read["jobs_claim"], "jobs_pkey": 10}
+
+
+def test_claim_finds_the_tenants_of_a_queue_by_probing(connection: psycopg.Connection) -> None:
+    read = rows_read(connection, "select id from queue_pg.claim('w', '{default}', null, 4)")
+    # A probe for each of the two tenants besides the four jobs.
+    assert read == {"jobs_claim": 4 + 2, "jobs_pkey": 4}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select * from queue_pg.heartbeat(%s, %s)",
+        "select * from queue_pg.held(%s, %s)",
+        "select * from queue_pg.finish(%s, %s, array_fill('complete'::text, array[10]))",
+        "select * from queue_pg.finish(%s, %s, array_fill('fail'::text, array[10]))",
+        "select * from queue_pg.finish(%s, %s, array_fill('snooze'::text, array[10]))",
+    ],
+)
+def test_finish_and_heartbeat_go_by_id(connection: psycopg.Connection, statement: str) -> None:
+    for _ in range(7):
+        claimed = connection.execute(CLAIM).fetchall()
+        read = rows_read(connection, statement, ([row[0] for row in claimed], [row[1] for row in claimed]))
+        assert set(read) == {"jobs_pkey"}
+        # Looked up to be locked, changed, logged and moved; each time with the versions just left behind.
+        assert read["jobs_pkey"] <= 12 * 10
+
+
+def test_maintenance_goes_by_what_is_due(connection: psycopg.Connection) -> None:
+    connection.execute(CLAIM)
+    due = (
+        "update queue_pg.jobs set lease_expires_at = queue_pg.now() - interval '1 s' where state = 'running'",
+        "update queue_pg.jobs set run_at = queue_pg.now() where id in"
+        " (select id from queue_pg.jobs where state = 'scheduled' limit 10)",
+        "update queue_pg.jobs set expires_at = queue_pg.now() where id in"
+        " (select id from queue_pg.jobs where state = 'scheduled' and run_at > queue_pg.now() limit 10)",
+    )
+    for statement in due:
+        connection.execute(statement)
+    read = rows_read(connection, "select * from queue_pg.maintain()")
+    assert set(read) == {"jobs_lease", "jobs_due", "jobs_expiry", "jobs_pkey"}
+    # Some thirty jobs fall due among thousands.
+    assert all(rows <= 300 for rows in read.values()), read
+
+
+def test_looking_at_one_job_goes_by_id(connection: psycopg.Connection) -> None:
+    (claimed, *_) = connection.execute(CLAIM).fetchall()
+    read = rows_read(connection, "select * from queue_pg.job(%s)", claimed[:1])
+    # With the version that the claim has left behind.
+    assert read.keys() == {"jobs_pkey"} and read["jobs_pkey"] <= 2
+    assert rows_read(connection, "select * from queue_pg.watch(array[%s::uuid])", claimed[:1]).keys() == {"jobs_pkey"}
+
+
+def test_every_pinned_plan_is_safe_from_jit_and_from_replanning(connection: psycopg.Connection) -> None:
+    """Pinning makes a plan look dear; with JIT on, compiling it took a thousand times longer than the claim."""
+    pinned = connection.execute(
+        "select proname, proconfig from pg_proc where pronamespace = 'queue_pg'::regnamespace"
+        " and proconfig::text like '%enable_%'"
+    ).fetchall()
+    assert {"claim", "finish", "retire", "heartbeat", "reap", "promote", "expire"} <= {name for name, _ in pinned}
+    for name, settings in pinned:
+        assert {"jit=off", "plan_cache_mode=force_generic_plan"} <= set(settings), name

@@ -1,0 +1,229 @@
+"""Every answer as a pydantic model, for /openapi.json. `rendering.py` writes them, and tests validate real ones."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from queue_pg.models import JobState
+
+
+class Answer(BaseModel):
+    """A response body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobSummary(Answer):
+    """A job as listed: without payload and result."""
+
+    id: UUID
+    kind: str
+    queue: str
+    org: str
+    state: JobState
+    priority: int
+    error: dict[str, Any] | None
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    timeout_seconds: float
+    unique_key: str | None
+    tags: list[str]
+    metadata: dict[str, Any]
+    worker_id: str | None
+    parent_id: UUID | None
+    batch_id: UUID | None
+    traceparent: str | None
+    lease_expires_at: datetime | None
+
+
+class JobAnswer(JobSummary):
+    """A job."""
+
+    payload: Any
+    result: Any
+
+
+class JobPage(Answer):
+    jobs: list[JobSummary]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null: this is the last.")
+
+
+class SubmittedJob(Answer):
+    id: UUID
+    created: bool = Field(description="False: the unique key names this job already.")
+
+
+class SubmittedJobs(Answer):
+    """Answer to an array: one entry per job, in its order."""
+
+    jobs: list[SubmittedJob]
+
+
+class SubmittedLines(Answer):
+    """Answer to NDJSON: one id per line, in their order."""
+
+    count: int
+    created: int = Field(description="How many are new; the others were there under their unique key.")
+    ids: list[UUID]
+
+
+class ClaimedJobAnswer(Answer):
+    id: UUID
+    kind: str
+    queue: str
+    org: str
+    payload: Any
+    metadata: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    lease_token: int = Field(description="Send it with every write about this job.")
+    lease_expires_at: datetime = Field(description="Heartbeat before.")
+    lease_seconds: float
+    timeout_seconds: float
+    tags: list[str]
+    traceparent: str | None
+    created_at: datetime
+
+
+class ClaimAnswer(Answer):
+    jobs: list[ClaimedJobAnswer]
+
+
+class HeartbeatAnswer(Answer):
+    id: UUID
+    lease_expires_at: datetime
+
+
+class FinishAnswer(Answer):
+    id: UUID
+    state: JobState = Field(description="A failed attempt that is retried makes the job `scheduled`.")
+
+
+class QueueAnswer(Answer):
+    queue: str
+    org: str
+    paused: bool
+    paused_until: datetime | None
+    scheduled: int
+    waiting: int
+    queued: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+    oldest_queued_seconds: float | None
+
+
+class QueuesAnswer(Answer):
+    queues: list[QueueAnswer]
+
+
+class WorkerAnswer(Answer):
+    id: str
+    host: str
+    pid: int
+    version: str
+    queues: list[str]
+    kinds: list[str]
+    capacity: int
+    active: int
+    processed: int
+    failed: int
+    stopping: bool
+    started_at: datetime
+    heartbeat_at: datetime
+    live: bool = Field(description="Its last heartbeat is younger than a minute.")
+
+
+class WorkersAnswer(Answer):
+    workers: list[WorkerAnswer]
+
+
+class StatsAnswer(Answer):
+    """Jobs by state over all queues, then queue by queue. `processing` is `running` in Cerebro's word."""
+
+    scheduled: int
+    waiting: int
+    queued: int
+    running: int
+    processing: int
+    completed: int
+    failed: int
+    cancelled: int
+    total: int
+    workers: int
+    queues: list[QueueAnswer]
+
+
+class HealthAnswer(Answer):
+    status: Literal["healthy"]
+    service: Literal["queue-pg"]
+    database: Literal["connected", "disconnected"]
+
+
+class AliveAnswer(Answer):
+    status: Literal["alive"]
+
+
+class ReadyAnswer(Answer):
+    status: Literal["ready"]
+
+
+class CerebroStatus(StrEnum):
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class CerebroSubmitted(Answer):
+    job_id: UUID
+    id: UUID
+    status: CerebroStatus
+
+
+class CerebroJob(Answer):
+    job_id: UUID
+    id: UUID
+    messages: list[Any]
+    metadata: dict[str, Any]
+    payload: Any
+    attempt: int
+    lease_token: int
+    lease_expires_at: datetime
+
+
+class CerebroResult(Answer):
+    job_id: UUID
+    id: UUID
+    status: CerebroStatus
+    result: Any
+    error: dict[str, Any] | None
+    metadata: dict[str, Any]
+    attempt: int
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every refusal. More fields say what it is about."""
+
+    model_config = ConfigDict(extra="allow")
+
+    detail: str = Field(description="What happened, and what to do next.")
+    code: str = Field(description="A word for programs.", examples=["job_not_found"])
+    field: str | None = Field(None, description="Path of the field that was refused.")
+    suggestions: list[str] | None = None
+    state: str | None = Field(None, description="The job's state, when that is what is in the way.")
+    line: int | None = Field(None, description="Line of an NDJSON body, from 1.")
+    index: int | None = Field(None, description="Index in an array body, from 0.")

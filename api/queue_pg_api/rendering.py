@@ -1,0 +1,164 @@
+"""Write jobs, claims and queues as JSON. Shapes are in `schemas.py`; tests validate these against those."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from queue_pg.models import ClaimedJob, Job, JobState, QueueStats, WorkerInfo
+from queue_pg.payloads import Unreadable, error_object
+from queue_pg_api.answers import CerebroStatus
+from queue_pg_api.schemas import ErrorDetails
+
+
+def timestamp(value: datetime | None) -> str | None:
+    """Write RFC 3339 in UTC, ending in Z."""
+    if value is None:
+        return None
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def text_or_none(value: UUID | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def json_or_mark(value: Any) -> Any:
+    """Show stored JSON that Python cannot hold, such as 1e5000, by its first characters and the reason."""
+    if isinstance(value, Unreadable):
+        return {"unreadable": value.reason, "text": value.text[:1_000]}
+    return value
+
+
+def job_summary(job: Job) -> dict[str, Any]:
+    """Render a job as listed."""
+    return {
+        "id": str(job.id),
+        "kind": job.kind,
+        "queue": job.queue,
+        "org": job.org,
+        "state": job.state.value,
+        "priority": job.priority,
+        "error": json_or_mark(job.error),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "created_at": timestamp(job.created_at),
+        "run_at": timestamp(job.run_at),
+        "started_at": timestamp(job.started_at),
+        "finished_at": timestamp(job.finished_at),
+        "expires_at": timestamp(job.expires_at),
+        "timeout_seconds": job.timeout.total_seconds(),
+        "unique_key": job.unique_key,
+        "tags": job.tags,
+        "metadata": json_or_mark(job.metadata),
+        "worker_id": job.worker_id,
+        "parent_id": text_or_none(job.parent_id),
+        "batch_id": text_or_none(job.batch_id),
+        "traceparent": job.traceparent,
+        "lease_expires_at": timestamp(job.lease_expires_at),
+    }
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """Render a whole job."""
+    return {**job_summary(job), "payload": json_or_mark(job.payload), "result": json_or_mark(job.result)}
+
+
+def claimed_json(job: ClaimedJob) -> str:
+    """Render a claimed job as JSON text.
+
+    Payload and metadata are passed on as the text that Postgres gave: decoding and encoding would cost time and
+    the last digits of numbers.
+    """
+    rest = json.dumps(
+        {
+            "id": str(job.id),
+            "kind": job.kind,
+            "queue": job.queue,
+            "org": job.org,
+            "attempt": job.attempt,
+            "max_attempts": job.max_attempts,
+            "lease_token": job.lease_token,
+            "lease_expires_at": timestamp(job.lease_expires_at),
+            "lease_seconds": job.lease_seconds,
+            "timeout_seconds": job.timeout_seconds,
+            "tags": job.tags,
+            "traceparent": job.traceparent,
+            "created_at": timestamp(job.created_at),
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+    return f'{rest[:-1]},"metadata":{job.metadata},"payload":{job.payload}}}'
+
+
+def stored_error(error: ErrorDetails) -> dict[str, Any]:
+    """Make the error to store from what a worker reports; its text can hold anything and is always storable."""
+    return error_object(error.code, error.message, **(error.model_extra or {}))
+
+
+def cerebro_status(state: JobState) -> CerebroStatus:
+    """Say a state in Cerebro's four words; a cancelled job is `failed`, its error's code says why."""
+    match state:
+        case JobState.SCHEDULED | JobState.WAITING | JobState.QUEUED:
+            return CerebroStatus.QUEUED
+        case JobState.RUNNING:
+            return CerebroStatus.PROCESSING
+        case JobState.COMPLETED:
+            return CerebroStatus.COMPLETED
+        case JobState.FAILED | JobState.CANCELLED:
+            return CerebroStatus.FAILED
+
+
+def cerebro_result(job: Job) -> dict[str, Any]:
+    """Render a job as `/get_result` answers it."""
+    return {
+        "job_id": str(job.id),
+        "id": str(job.id),
+        "status": cerebro_status(job.state).value,
+        "result": json_or_mark(job.result),
+        "error": json_or_mark(job.error),
+        "metadata": json_or_mark(job.metadata),
+        "attempt": job.attempt,
+        "created_at": timestamp(job.created_at),
+        "finished_at": timestamp(job.finished_at),
+    }
+
+
+def queue_json(stats: QueueStats) -> dict[str, Any]:
+    """Render a queue with its counts."""
+    return {
+        "queue": stats.queue,
+        "org": stats.org,
+        "paused": stats.paused,
+        "paused_until": timestamp(stats.paused_until),
+        "scheduled": stats.scheduled,
+        "waiting": stats.waiting,
+        "queued": stats.queued,
+        "running": stats.running,
+        "completed": stats.completed,
+        "failed": stats.failed,
+        "cancelled": stats.cancelled,
+        "oldest_queued_seconds": stats.oldest_queued_seconds,
+    }
+
+
+def worker_json(worker: WorkerInfo) -> dict[str, Any]:
+    """Render a worker process."""
+    return {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "version": worker.version,
+        "queues": worker.queues,
+        "kinds": worker.kinds,
+        "capacity": worker.capacity,
+        "active": worker.active,
+        "processed": worker.processed,
+        "failed": worker.failed,
+        "stopping": worker.stopping,
+        "started_at": timestamp(worker.started_at),
+        "heartbeat_at": timestamp(worker.heartbeat_at),
+        "live": worker.live,
+    }

@@ -1,0 +1,165 @@
+"""Many jobs in one request: all or none, in one transaction.
+
+Jobs are checked and encoded one by one, so that a refusal names its line or index, and stored a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from starlette.responses import Response
+
+from queue_pg import store
+from queue_pg.errors import SubmitError, UniqueKeyConflict
+from queue_pg.models import Submitted
+from queue_pg.sqlstates import translated
+from queue_pg.submission import array, encode_job
+from queue_pg_api.bodies import check_model, parse_body, read_lines
+from queue_pg_api.endpoints import Call
+from queue_pg_api.errors import ApiError, invalid, json_response, translate
+from queue_pg_api.schemas import SubmitBody
+from queue_pg_api.submissions import KEY_HEADER, MAX_KEY_LENGTH, to_new_job
+
+# Jobs of one statement: enough to make the round trip cheap, few enough to keep memory small.
+CHUNK_JOBS = 1_000
+CHUNK_BYTES = 8 * 1024 * 1024
+
+PlaceName = Literal["line", "index"]
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Encoded jobs, with the place of each in the body and what refusals and the check of kinds need of them."""
+
+    jobs: list[str] = field(default_factory=list[str])
+    places: list[int] = field(default_factory=list[int])
+    keys: list[str | None] = field(default_factory=list[str | None])
+    kinds: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    size: int = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.jobs) >= CHUNK_JOBS or self.size >= CHUNK_BYTES
+
+
+async def submit_array(call: Call[Any, Any], values: Sequence[object], key: str | None) -> Response:
+    """Store the jobs of a JSON array."""
+    submitted = await _store(call, _chunks(call, _enumerated(values), "index", key), "index")
+    content = {"jobs": [{"id": str(each.id), "created": each.created} for each in submitted]}
+    return _answer(content, submitted)
+
+
+async def submit_lines(call: Call[Any, Any], key: str | None) -> Response:
+    """Store the jobs of an NDJSON body as it arrives."""
+    submitted = await _store(call, _chunks(call, _parsed_lines(call), "line", key), "line")
+    content = {
+        "count": len(submitted),
+        "created": sum(each.created for each in submitted),
+        "ids": [str(each.id) for each in submitted],
+    }
+    return _answer(content, submitted)
+
+
+def _answer(content: Any, submitted: Sequence[Submitted]) -> Response:
+    if any(each.created for each in submitted):
+        return json_response(content, 201)
+    return json_response(content, 200, headers={"idempotency-replayed": "true"})
+
+
+async def _store(call: Call[Any, Any], chunks: AsyncGenerator[_Chunk], name: PlaceName) -> list[Submitted]:
+    """Store all chunks in one transaction.
+
+    None is open before the first chunk is full or the body has ended: a slow client costs a connection only when it
+    sends much, and then one of the few that `bulk_slots` leaves to bulk submissions.
+    """
+    chunk = await anext(chunks, None)
+    if chunk is None:
+        raise invalid("body", "holds no job; there is nothing to submit")
+    submitted: list[Submitted] = []
+    queue = call.service.queue
+    async with call.service.bulk_slots, queue.connection(unsafe_to_repeat=True) as connection, connection.transaction():
+        while chunk is not None:
+            try:
+                with translated():
+                    submitted += await store.submit_many(connection, array(chunk.jobs), own_transaction=True)
+            except UniqueKeyConflict as error:
+                place = chunk.places[chunk.keys.index(error.unique_key)]
+                raise at_place(translate(error), name, place) from None
+            except SubmitError as error:
+                # Only what Postgres alone can see gets here; it doesn't say of which job.
+                where = f"{name}s {chunk.places[0]} to {chunk.places[-1]}"
+                raise at_place(translate(error), name, chunk.places[0], where=where) from None
+            chunk = await anext(chunks, None)
+    return submitted
+
+
+async def _chunks(
+    call: Call[Any, Any], values: AsyncIterable[tuple[int, object]], name: PlaceName, key: str | None
+) -> AsyncGenerator[_Chunk]:
+    chunk = _Chunk()
+    async for place, value in values:
+        try:
+            _add(chunk, call, value, place, _numbered(key, place))
+        except ApiError as error:
+            raise at_place(error, name, place) from None
+        except SubmitError as error:
+            raise at_place(translate(error), name, place) from None
+        if chunk.full:
+            await _check_kinds(call, chunk, name)
+            yield chunk
+            chunk = _Chunk()
+    if chunk.jobs:
+        await _check_kinds(call, chunk, name)
+        yield chunk
+
+
+def _add(chunk: _Chunk, call: Call[Any, Any], value: object, place: int, key: str | None) -> None:
+    job = to_new_job(call, check_model(SubmitBody, value), key)
+    encoded = encode_job(job, org=call.org, max_payload_bytes=call.service.queue.max_payload_bytes)
+    chunk.jobs.append(encoded)
+    chunk.places.append(place)
+    chunk.keys.append(job.unique_key)
+    chunk.kinds.setdefault((job.kind, job.queue), place)
+    chunk.size += len(encoded)
+
+
+async def _check_kinds(call: Call[Any, Any], chunk: _Chunk, name: PlaceName) -> None:
+    for wanted, place in chunk.kinds.items():
+        try:
+            await call.service.kinds.check([wanted])
+        except SubmitError as error:
+            raise at_place(translate(error), name, place) from None
+
+
+async def _enumerated(values: Sequence[object]) -> AsyncIterator[tuple[int, object]]:
+    for index, value in enumerate(values):
+        yield index, value
+
+
+async def _parsed_lines(call: Call[Any, Any]) -> AsyncIterator[tuple[int, object]]:
+    async for number, line in read_lines(call.request):
+        try:
+            yield number, parse_body(line)
+        except ApiError as error:
+            raise at_place(error, "line", number) from None
+
+
+def _numbered(key: str | None, place: int) -> str | None:
+    """Return the unique key of one of many jobs under one Idempotency-Key."""
+    if key is None:
+        return None
+    numbered = f"{key}:{place}"
+    if len(numbered) > MAX_KEY_LENGTH:
+        raise invalid(
+            KEY_HEADER, f"is too long for many jobs: with the place of each at most {MAX_KEY_LENGTH} characters"
+        )
+    return numbered
+
+
+def at_place(error: ApiError, name: PlaceName, place: int, *, where: str | None = None) -> ApiError:
+    """Say in a refusal which of many jobs it is about."""
+    about = {**error.about, name: place}
+    detail = f"{where or f'{name} {place}'}: {error.detail}"
+    return ApiError(error.status, error.code, detail, headers=error.headers, **about)

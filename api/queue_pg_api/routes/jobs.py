@@ -1,0 +1,110 @@
+"""/jobs: submit, list, read, cancel, retry."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import cast
+
+from starlette.responses import Response
+
+from queue_pg.errors import WaitTimeout
+from queue_pg.models import Job
+from queue_pg_api.answers import JobAnswer, JobPage
+from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
+from queue_pg_api.endpoints import Call, Endpoints
+from queue_pg_api.errors import json_response
+from queue_pg_api.longpoll import first_of, watching
+from queue_pg_api.rendering import job_json, job_summary
+from queue_pg_api.routes.bulk import submit_array, submit_lines
+from queue_pg_api.schemas import CancelBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
+from queue_pg_api.submissions import idempotency_key, location, submit_one
+
+endpoints = Endpoints("Jobs")
+
+SUBMISSION = {
+    "application/json": {
+        "oneOf": [
+            {"$ref": "#/components/schemas/SubmitBody"},
+            {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/SubmitBody"}},
+        ]
+    },
+    "application/x-ndjson": {"type": "string", "description": "One job object a line."},
+}
+
+
+@endpoints.post(
+    "/jobs",
+    raw_models=(SubmitBody,),
+    raw_body=SUBMISSION,
+    answers={201: JobAnswer, 200: JobAnswer},
+    refuses=(403, 408, 413, 415, 422, 503),
+)
+async def submit_jobs(call: Call[NoQuery, NoBody]) -> Response:
+    """Submit a job, or many.
+
+    One object answers with the job and its `Location`. An array answers `{"jobs": [{"id", "created"}]}`, NDJSON
+    (`application/x-ndjson`, read as it arrives) `{"count", "created", "ids"}`: both are stored all or none, in one
+    transaction. 201 when something new was stored; 200 and `Idempotency-Replayed: true` when every unique key
+    already named a job. A refusal names the field, and of many jobs the `index` or `line`.
+    """
+    key = idempotency_key(call.request)
+    if is_ndjson(call.request):
+        return await submit_lines(call, key)
+    value = parse_body(await read_body(call.request))
+    if isinstance(value, list):
+        return await submit_array(call, cast("list[object]", value), key)
+    body = check_model(SubmitBody, value)
+    job, created = await submit_one(call, body, key)
+    headers = {"location": location(call, job.id)}
+    if not created:
+        headers["idempotency-replayed"] = "true"
+    return json_response(job_json(job), 201 if created else 200, headers=headers)
+
+
+@endpoints.get("/jobs", answers={200: JobPage}, refuses=(422, 503))
+async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
+    """List jobs, newest first, without payload and result."""
+    wanted = call.query
+    if wanted.org is not None and wanted.org != call.org:
+        return json_response({"jobs": [], "next_cursor": None})
+    page = await call.service.queue.list(
+        state=wanted.state,
+        queue=wanted.queue,
+        kind=wanted.kind,
+        tag=wanted.tag,
+        batch_id=wanted.batch,
+        parent_id=wanted.parent,
+        unique_key=wanted.key,
+        limit=wanted.limit,
+        cursor=wanted.cursor,
+    )
+    return json_response({"jobs": [job_summary(job) for job in page.jobs], "next_cursor": page.next_cursor})
+
+
+@endpoints.get("/jobs/{id}", answers={200: JobAnswer}, refuses=(404, 422, 503))
+async def get_job(call: Call[JobWait, NoBody]) -> Response:
+    """Read a job; with `wait`, when it has ended or as it is after that many seconds."""
+    queue = call.service.queue
+    job = await queue.get(call.job_id)
+    if call.query.wait > 0 and not job.finished:
+        ended: Job | None = None
+        async with watching(call.request) as gone:
+            with suppress(WaitTimeout):
+                ended = await first_of(queue.wait(job.id, call.query.wait), gone, call.service.stopping)
+        job = ended or await queue.get(job.id)
+    return json_response(job_json(job))
+
+
+@endpoints.post("/jobs/{id}/cancel", answers={200: JobAnswer}, refuses=(403, 404, 409, 422, 503))
+async def cancel_job(call: Call[NoQuery, CancelBody]) -> Response:
+    """Cancel an unfinished job, a running one too.
+
+    Its worker loses the lease at once. Cancelling a cancelled job answers the same again.
+    """
+    return json_response(job_json(await call.service.queue.cancel(call.job_id, call.body.reason)))
+
+
+@endpoints.post("/jobs/{id}/retry", answers={200: JobAnswer}, refuses=(403, 404, 409, 422, 503))
+async def retry_job(call: Call[NoQuery, RetryBody]) -> Response:
+    """Put a failed or cancelled job back into its queue, its attempts counted anew."""
+    return json_response(job_json(await call.service.queue.retry(call.job_id, call.body.max_attempts)))

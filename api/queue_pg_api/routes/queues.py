@@ -1,0 +1,83 @@
+"""/queues, /workers and /stats: what is waiting where, and who works."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from queue_pg.models import QueueStats
+from queue_pg_api.answers import QueueAnswer, QueuesAnswer, StatsAnswer, WorkersAnswer
+from queue_pg_api.endpoints import Call, Endpoints
+from queue_pg_api.errors import json_response, not_found
+from queue_pg_api.rendering import queue_json, worker_json
+from queue_pg_api.schemas import NoBody, NoQuery, PauseBody
+
+endpoints = Endpoints("Queues")
+
+COUNTED_STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
+MAX_NAME_LENGTH = 200
+
+
+@endpoints.get("/queues", answers={200: QueuesAnswer}, refuses=(422, 503))
+async def list_queues(call: Call[NoQuery, NoBody]) -> Response:
+    """List the queues with their jobs by state."""
+    return json_response({"queues": [queue_json(each) for each in await call.service.queue.stats()]})
+
+
+@endpoints.post("/queues/{queue:path}/pause", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
+async def pause_queue(call: Call[NoQuery, PauseBody]) -> Response:
+    """Stop claims from a queue, until a moment or until resumed. What runs goes on."""
+    name = _queue_name(call)
+    await call.service.queue.pause(name, call.body.until)
+    return json_response(queue_json(await _stats_of(call, name)))
+
+
+@endpoints.post("/queues/{queue:path}/resume", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
+async def resume_queue(call: Call[NoQuery, NoBody]) -> Response:
+    """Allow claims from a paused queue again; resuming one that is not paused changes nothing."""
+    name = _queue_name(call)
+    await call.service.queue.resume(name)
+    return json_response(queue_json(await _stats_of(call, name)))
+
+
+@endpoints.get("/queues/{queue:path}", answers={200: QueueAnswer}, refuses=(404, 422, 503))
+async def get_queue(call: Call[NoQuery, NoBody]) -> Response:
+    """Read one queue."""
+    return json_response(queue_json(await _stats_of(call, _queue_name(call))))
+
+
+@endpoints.get("/workers", answers={200: WorkersAnswer}, refuses=(422, 503))
+async def list_workers(call: Call[NoQuery, NoBody]) -> Response:
+    """List the worker processes; those that ended without a word are gone after a while."""
+    return json_response({"workers": [worker_json(each) for each in await call.service.queue.workers()]})
+
+
+@endpoints.get("/stats", answers={200: StatsAnswer}, refuses=(422, 503))
+async def get_stats(call: Call[NoQuery, NoBody]) -> Response:
+    """Count jobs by state, over all queues and in each; and the live workers."""
+    queues = await call.service.queue.stats()
+    totals: dict[str, int] = {state: sum(getattr(each, state) for each in queues) for state in COUNTED_STATES}
+    workers = sum(worker.live for worker in await call.service.queue.workers())
+    return json_response(
+        {
+            **totals,
+            "processing": totals["running"],
+            "total": sum(totals.values()),
+            "workers": workers,
+            "queues": [queue_json(each) for each in queues],
+        }
+    )
+
+
+def _queue_name(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody]) -> str:
+    name = str(call.request.path_params["queue"])
+    # What cannot be a queue's name names no queue; Postgres would refuse NUL, and the driver a lone surrogate.
+    if not 1 <= len(name) <= MAX_NAME_LENGTH or "\x00" in name or not name.isprintable():
+        raise not_found("No such queue.", code="queue_not_found")
+    return name
+
+
+async def _stats_of(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody], name: str) -> QueueStats:
+    for each in await call.service.queue.stats():
+        if each.queue == name:
+            return each
+    raise not_found(f"No queue {name!r}: no job was ever submitted to it.", code="queue_not_found")

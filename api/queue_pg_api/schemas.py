@@ -1,0 +1,266 @@
+"""Every body and query as a pydantic model: what is checked, and what /openapi.json is made from.
+
+Bodies are strict (no "5" for 5) and refuse unknown fields by name.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from queue_pg.models import JobState, NewJob
+
+MAX_WAIT_SECONDS = 300
+MAX_CLAIM_JOBS = 1_000
+MAX_PAGE_JOBS = 1_000
+MAX_DELAY_SECONDS = 100 * 365 * 86_400
+MAX_TIMEOUT_SECONDS = 365 * 86_400
+MAX_LEASE_SECONDS = 86_400
+
+PRIORITY_NAMES = {"critical": 20, "high": 10, "normal": 0, "low": -10, "batch": -20}
+
+
+def parse_priority(value: object) -> object:
+    """Turn a name of a priority into its number."""
+    if isinstance(value, str):
+        if value.lower() not in PRIORITY_NAMES:
+            raise ValueError(f"should be an integer or one of {', '.join(PRIORITY_NAMES)}")
+        return PRIORITY_NAMES[value.lower()]
+    return value
+
+
+def parse_timestamp(value: object) -> object:
+    """Read an RFC 3339 timestamp; a time zone is needed, because guessing one runs jobs hours early or late."""
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or not 19 <= len(value) <= 40:
+        raise ValueError('should be an RFC 3339 timestamp such as "2026-07-01T12:00:00Z"')
+    try:
+        parsed = datetime.fromisoformat(value)
+        if parsed.tzinfo is None:
+            raise ValueError("needs a time zone: end it with Z or an offset such as +02:00")
+        return parsed.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is outside the years 1 to 9999") from None
+    except ValueError as error:
+        if "time zone" in str(error):
+            raise
+        raise ValueError('should be an RFC 3339 timestamp such as "2026-07-01T12:00:00Z"') from None
+
+
+Priority = Annotated[
+    int,
+    BeforeValidator(parse_priority),
+    Field(ge=-32_768, le=32_767, description="Higher runs first. An integer, or a name: " + ", ".join(PRIORITY_NAMES)),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": -32_768, "maximum": 32_767},
+                {"type": "string", "enum": list(PRIORITY_NAMES)},
+            ]
+        }
+    ),
+]
+Timestamp = Annotated[
+    datetime, BeforeValidator(parse_timestamp), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Key = Annotated[str, Field(min_length=1, max_length=255)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS)]
+TimeoutSeconds = Annotated[float, Field(ge=0.001, le=MAX_TIMEOUT_SECONDS)]
+LeaseSeconds = Annotated[float, Field(ge=0.1, le=MAX_LEASE_SECONDS)]
+WaitSeconds = Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)]
+LeaseToken = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Attempts = Annotated[int, Field(ge=1, le=1_000)]
+
+
+class Body(BaseModel):
+    """A request body."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Query(BaseModel):
+    """The query string; values arrive as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NoBody(Body):
+    """No request body is read."""
+
+
+class NoQuery(Query):
+    """No query parameters."""
+
+
+class SubmitBody(Body):
+    """A job to submit. Only `kind` is needed."""
+
+    kind: Name = Field(description="Which handler runs it.", examples=["chat"])
+    payload: Any = Field(
+        default_factory=dict[str, Any],
+        description="Any JSON the handler understands.",
+        examples=[{"messages": [{"role": "user", "content": "Say hello."}]}],
+    )
+    queue: Name = "default"
+    priority: Priority = 0
+    run_at: Timestamp | None = Field(None, description="Not before this time.")
+    delay_seconds: Seconds | None = Field(None, description="Not before this long from now. Excludes `run_at`.")
+    max_attempts: Attempts | None = Field(None, description="Default: the kind's.")
+    timeout_seconds: TimeoutSeconds | None = Field(None, description="Of one attempt. Default: the kind's.")
+    expires_at: Timestamp | None = Field(None, description="Fails with `expired` when it has not started by then.")
+    unique_key: Key | None = Field(None, description="Submitting the same key again names the same job.")
+    tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; workers may read it.")
+    traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        None, description="W3C trace context; taken from the header when absent here."
+    )
+
+    def to_new_job(self, *, unique_key: str | None = None, traceparent: str | None = None) -> NewJob:
+        """Build the library's form; the arguments are what the request's headers say."""
+        return NewJob(
+            kind=self.kind,
+            payload=self.payload,
+            queue=self.queue,
+            priority=self.priority,
+            run_at=self.run_at,
+            delay=None if self.delay_seconds is None else timedelta(seconds=self.delay_seconds),
+            max_attempts=self.max_attempts,
+            timeout=None if self.timeout_seconds is None else timedelta(seconds=self.timeout_seconds),
+            expires_at=self.expires_at,
+            unique_key=self.unique_key if self.unique_key is not None else unique_key,
+            tags=self.tags,
+            metadata=self.metadata,
+            traceparent=self.traceparent or traceparent,
+        )
+
+
+class JobFilter(Query):
+    """Which jobs to list, newest first."""
+
+    state: JobState | None = None
+    kind: Name | None = None
+    queue: Name | None = None
+    org: Name | None = None
+    batch: UUID | None = None
+    parent: UUID | None = None
+    tag: Name | None = None
+    key: Key | None = Field(None, description="The unique key.")
+    limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
+    cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
+
+
+class JobWait(Query):
+    """How long to wait for the job's end."""
+
+    wait: WaitSeconds = Field(0, description="Answer when the job has ended, at the latest after this many seconds.")
+
+
+class CancelBody(Body):
+    reason: Annotated[str, Field(max_length=2_000)] | None = Field(None, description="Stored as the error's message.")
+
+
+class RetryBody(Body):
+    max_attempts: Attempts | None = Field(None, description="New limit; default: one more attempt at least.")
+
+
+class ClaimBody(Body):
+    """What a pull worker asks for."""
+
+    worker: Name = Field(description="Who claims: unique per process.", examples=["go-worker-1"])
+    queues: Annotated[list[Name], Field(min_length=1, max_length=100)] = Field(default_factory=lambda: ["default"])
+    kinds: Annotated[list[Name], Field(min_length=1, max_length=1_000)] | None = Field(
+        None, description="Only these kinds; absent: all."
+    )
+    max: Annotated[int, Field(ge=1, le=MAX_CLAIM_JOBS)] = Field(1, description="At most this many jobs.")
+    wait: WaitSeconds = Field(0, description="Wait up to this many seconds for the first job.")
+    lease_seconds: LeaseSeconds | None = Field(None, description="Default: the queue's lease.")
+
+
+class HeartbeatBody(Body):
+    lease_token: LeaseToken
+    lease_seconds: LeaseSeconds | None = None
+
+
+class CompleteBody(Body):
+    lease_token: LeaseToken
+    result: Any = None
+
+
+class ErrorDetails(BaseModel):
+    """Why an attempt failed. Fields beside code and message are stored too."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    message: str
+    code: Annotated[str, Field(min_length=1, max_length=200)] = "error"
+
+
+def parse_error(value: object) -> object:
+    """Take a bare text for the message of an error."""
+    return {"message": value} if isinstance(value, str) else value
+
+
+ErrorInput = Annotated[
+    ErrorDetails,
+    BeforeValidator(parse_error),
+    Field(description="A text, or an object with `message`, perhaps `code`, and fields of your own."),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "properties": {"message": {"type": "string"}, "code": {"type": "string"}},
+                    "required": ["message"],
+                    "additionalProperties": True,
+                },
+            ]
+        }
+    ),
+]
+
+
+class FailBody(Body):
+    lease_token: LeaseToken
+    error: ErrorInput = ErrorDetails(message="The worker gave no reason.")
+    retry: bool = Field(True, description="False: never again, whatever attempts are left.")
+    delay_seconds: Seconds | None = Field(None, description="Replaces the kind's backoff.")
+
+
+class PauseBody(Body):
+    until: Timestamp | None = Field(None, description="Resumes by itself then; absent: until resumed.")
+
+
+class CerebroMessage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    role: Annotated[str, Field(min_length=1, max_length=200)]
+    content: Any = None
+
+
+class CerebroSubmitBody(Body):
+    """A chat job in Cerebro's words."""
+
+    messages: Annotated[list[CerebroMessage], Field(min_length=1)]
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="`priority` in it orders the job.")
+    queue: Name = "default"
+
+
+class CerebroGetBody(Body):
+    worker: Name | None = None
+    queue: Name = "default"
+
+
+class CerebroCompleteBody(Body):
+    job_id: str
+    result: Any = None
+    status: Literal["completed", "failed"] | None = None
+    error: ErrorInput | None = None
+    lease_token: LeaseToken | None = Field(
+        None, description="From /get_job. May be left out only while the lease is current."
+    )

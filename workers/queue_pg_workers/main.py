@@ -40,6 +40,11 @@ def main() -> None:
 def work(config: WorkerConfig) -> int:
     """Work until signalled; return the exit code. Prints its errors."""
     logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Until there is a worker to stop: importing the user's module can take long.
+        signal.signal(number, _end_early)
+    # For tasks that handlers submit, and for handlers in processes of their own.
+    os.environ["DATABASE_URL"] = config.dsn
     try:
         provider = make_provider(config.provider)
         worker = Worker(config, load_handlers(config.target, provider))
@@ -47,12 +52,18 @@ def work(config: WorkerConfig) -> int:
     except QueuePgError as error:
         print_error(error)
         return error.exit_code
+    except SystemExit as early:
+        return int(early.code or 0)
     except Exception:
         log.exception("the worker met an error of its own")
         return 1
     finally:
         _exit_within(EXIT_SECONDS)
     return 0
+
+
+def _end_early(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def print_error(error: QueuePgError) -> None:
@@ -131,10 +142,13 @@ def _exit_within(seconds: float) -> None:
 
 def _end_with_supervisor() -> None:
     """Wait for the supervisor's death, which closes our stdin; nobody would restart or stop us any more."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdin.buffer.read()
+    # Not by sys.stdin, whose lock a thread must not hold while the interpreter shuts down.
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    # Two orders to stop, so at once; and two numbers, because equal pending signals merge into one.
     os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

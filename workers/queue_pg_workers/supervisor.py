@@ -67,10 +67,11 @@ class Supervisor:
             if self._stop.is_set():
                 self._exit_code = self._exit_code or max(code, 0)
                 return
-            if self._reload:
-                if code in FATAL_CODES:
-                    log.info("waiting for a change of the code")
-                    await self._until(self._changed)
+            if self._changed.is_set():
+                continue
+            if self._reload and code in FATAL_CODES:
+                log.info("waiting for a change of the code")
+                await self._until(self._changed)
                 continue
             if code in FATAL_CODES:
                 self._exit_code = code
@@ -79,7 +80,7 @@ class Supervisor:
             if time.monotonic() - started_at > HEALTHY_SECONDS:
                 pause = FIRST_RESTART_SECONDS
             log.error("worker process %d ended with code %d, starting another", slot, code)
-            await self._until(None, pause * random.uniform(0.5, 1))
+            await self._until(self._changed, pause * random.uniform(0.5, 1))
             pause = min(pause * 2, MAX_RESTART_SECONDS)
 
     async def _run_once(self, slot: int, config: WorkerConfig) -> int:
@@ -113,15 +114,16 @@ class Supervisor:
     async def _watch_code(self) -> None:
         # The stub names an optional dependency (trio), which leaves the type partly unknown.
         watch = cast("Callable[..., AsyncIterator[set[tuple[Any, str]]]]", watchfiles.awatch)  # pyright: ignore[reportUnknownMemberType]
+        log.info("watching the Python files of %s", Path.cwd())
         async for changes in watch(Path.cwd(), watch_filter=watchfiles.PythonFilter()):
             names = sorted({Path(path).name for _, path in changes})
             log.info("changed: %s; restarting when the running jobs have ended", ", ".join(names[:3]))
             self._changed.set()
             self._end_processes()
 
-    async def _until(self, event: asyncio.Event | None, seconds: float | None = None) -> None:
+    async def _until(self, event: asyncio.Event, seconds: float | None = None) -> None:
         """Wait for an event, for the order to stop, or for so many seconds."""
-        waiting = [asyncio.create_task(one.wait()) for one in (self._stop, event) if one is not None]
+        waiting = [asyncio.create_task(one.wait()) for one in (self._stop, event)]
         try:
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:

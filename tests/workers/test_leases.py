@@ -1,0 +1,324 @@
+"""Keeping a lease, losing it, and being stopped: timeout, cancel, lost lease, dead database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from in_process import emitted, finished, row, running, soon
+from process_tasks import process_tasks
+
+from queue_pg import Queue
+from queue_pg.errors import LeaseLost
+from queue_pg.tasks import Tasks, current_job
+
+LEASE = {"lease_seconds": 1.0}
+
+
+class Stoppable:
+    """A task that says when it began and when it was stopped."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.began: asyncio.Queue[int] = asyncio.Queue()
+        self.stopped: asyncio.Queue[float] = asyncio.Queue()
+
+        @tasks.task
+        async def stoppable() -> None:
+            self.began.put_nowait(current_job().lease_token)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                assert current_job().cancelled.is_set()
+                self.stopped.put_nowait(time.monotonic())
+
+
+async def test_a_timeout_cancels_the_handler_and_burns_an_attempt(dsn: str, queue: Queue) -> None:
+    tasks = Tasks()
+    task = Stoppable(tasks)
+    async with running(dsn, tasks):
+        job = await queue.submit("stoppable", timeout=timedelta(milliseconds=50), max_attempts=1)
+        await soon(task.stopped.get())
+        end = await finished(queue, job.id)
+    assert (end.state, end.attempt) == ("failed", 1)
+    assert end.error is not None
+    assert (end.error["code"], end.error["timeout_seconds"]) == ("timeout", 0.05)
+
+
+async def test_a_timeout_is_retried(dsn: str, queue: Queue) -> None:
+    tasks = Tasks()
+
+    @tasks.task(timeout=timedelta(milliseconds=100), retry_base_seconds=0.01)
+    async def slow_once() -> str:
+        if current_job().attempt == 1:
+            await asyncio.Event().wait()
+        return "done"
+
+    async with running(dsn, tasks):
+        end = await finished(queue, (await queue.submit("slow_once")).id)
+    assert (end.state, end.attempt, end.result) == ("completed", 2, "done")
+
+
+async def test_a_thread_past_its_timeout_keeps_its_slot_only(dsn: str, queue: Queue) -> None:
+    tasks = Tasks()
+    told = threading.Event()
+    let_go = threading.Event()
+
+    @tasks.task(timeout=timedelta(milliseconds=50), max_attempts=1)
+    def stubborn() -> None:
+        if current_job().cancelled.wait(20):
+            told.set()
+        let_go.wait(20)
+
+    @tasks.task
+    async def other() -> str:
+        return "ran"
+
+    async with running(dsn, tasks, concurrency=1) as worker, emitted(worker, "slot_freed") as slot_freed:
+        end = await finished(queue, (await queue.submit("stubborn")).id)
+        assert end.error is not None
+        assert end.error["code"] == "timeout"
+        assert await asyncio.to_thread(told.wait, 10)
+        waiting = await queue.submit("other")
+        assert worker.stuck == 1
+        assert (await queue.get(waiting.id)).state == "queued"
+        let_go.set()
+        await slot_freed()
+        assert (await finished(queue, waiting.id)).state == "completed"
+
+
+async def test_a_process_past_its_timeout_is_killed(dsn: str, queue: Queue, tmp_path: Path) -> None:
+    pipe = tmp_path / "pid"
+    os.mkfifo(pipe)
+    async with running(dsn, process_tasks, concurrency=1):
+        job = await queue.submit("tell_pid_and_hang", {"path": str(pipe)}, timeout=timedelta(seconds=3), max_attempts=1)
+        pid = int(await asyncio.to_thread(pipe.read_text))
+        end = await finished(queue, job.id)
+        assert end.error is not None
+        assert end.error["code"] == "timeout"
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        after = await finished(queue, (await queue.submit("count_primes", {"below": 10})).id)
+        assert after.result["pid"] != pid
+
+
+@pytest.mark.parametrize("notify", [True, False])
+async def test_a_cancelled_job_is_stopped_within_a_second(dsn: str, queue: Queue, notify: bool) -> None:
+    tasks = Tasks()
+    task = Stoppable(tasks)
+    async with running(dsn, tasks, notify=notify) as worker:
+        if notify:
+            await soon(asyncio.to_thread(worker.wakeups.wait_listening, 10))
+        job = await queue.submit("stoppable")
+        await soon(task.began.get())
+        cancelled_at = time.monotonic()
+        await queue.cancel(job.id, "changed my mind")
+        assert await soon(task.stopped.get()) - cancelled_at < 1.0
+        assert (await queue.get(job.id)).state == "cancelled"
+        # The slot is free again.
+        assert (await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)).state == "completed"
+
+
+async def test_a_cancelled_handler_in_a_process_is_killed(dsn: str, queue: Queue, tmp_path: Path) -> None:
+    pipe = tmp_path / "pid"
+    os.mkfifo(pipe)
+    async with running(dsn, process_tasks) as worker, emitted(worker, "slot_freed") as slot_freed:
+        job = await queue.submit("tell_pid_and_hang", {"path": str(pipe)})
+        pid = int(await asyncio.to_thread(pipe.read_text))
+        await queue.cancel(job.id)
+        await slot_freed()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_lost_lease_stops_the_handler_and_drops_its_outcome(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection
+) -> None:
+    tasks = Tasks()
+    task = Stoppable(tasks)
+    async with running(dsn, tasks, maintenance=False, **LEASE) as worker, emitted(worker, "finished") as recorded:
+        job = await queue.submit("stoppable")
+        token = await soon(task.began.get())
+        # As if this worker had been silent past its lease, and the reaper and another worker had been at the job.
+        await conn.execute(
+            "update queue_pg.jobs set lease_token = lease_token + 1, worker_id = 'other',"
+            " lease_expires_at = queue_pg.now() + interval '1 h' where id = %s",
+            [job.id],
+        )
+        await soon(task.stopped.get())
+        assert await recorded() == (job.id, False, None)
+        with pytest.raises(LeaseLost):
+            await queue.complete(job.id, token, "too late")
+        assert await row(conn, job.id) == {
+            "state": "running",
+            "attempt": 1,
+            "lease_token": token + 1,
+            "worker_id": "other",
+            "error": None,
+        }
+
+
+@pytest.mark.parametrize("way", ["sleeping", "spinning"])
+async def test_a_blocked_event_loop_keeps_its_leases(dsn: str, queue: Queue, way: str) -> None:
+    tasks = Tasks()
+
+    @tasks.task(max_attempts=1)
+    async def block() -> int:
+        until = time.monotonic() + 3 * LEASE["lease_seconds"]
+        while time.monotonic() < until:
+            if way == "sleeping":
+                time.sleep(0.5)  # noqa: ASYNC251 - that is the point
+        return current_job().lease_token
+
+    # Its maintenance cannot reap while the loop is blocked, so another process's does.
+    async with running(dsn, tasks, **LEASE):
+        stop = threading.Event()
+        reaper = threading.Thread(target=_reap, args=(dsn, stop))
+        reaper.start()
+        try:
+            end = await finished(queue, (await queue.submit("block")).id)
+        finally:
+            stop.set()
+            await asyncio.to_thread(reaper.join)
+    assert (end.state, end.attempt, end.result) == ("completed", 1, 1)
+
+
+def _reap(dsn: str, stop: threading.Event) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        while not stop.wait(0.1):
+            conn.execute("select queue_pg.reap()")
+
+
+async def test_a_lease_shorter_than_the_heartbeat_is_extended(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection
+) -> None:
+    tasks = Tasks()
+    begun = asyncio.Event()
+    go_on = asyncio.Event()
+
+    @tasks.task
+    async def wait() -> int:
+        begun.set()
+        await go_on.wait()
+        return current_job().lease_token
+
+    await conn.execute("insert into queue_pg.queues (queue, lease) values ('default', '600 milliseconds')")
+    async with running(dsn, tasks) as worker:
+        async with emitted(worker, "heartbeat") as beaten:
+            await beaten()
+            job = await queue.submit("wait")
+            await soon(begun.wait())
+            extended = 0
+            while extended < 6:
+                extended += await beaten()
+        go_on.set()
+        assert (await finished(queue, job.id)).result == 1
+
+
+async def test_past_its_trust_deadline_a_handler_is_stopped(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection
+) -> None:
+    tasks = Tasks()
+    task = Stoppable(tasks)
+    async with running(dsn, tasks, maintenance=False, notify=False, grace_seconds=0, **LEASE) as worker:
+        job = await queue.submit("stoppable")
+        await soon(task.began.get())
+        async with conn.transaction():
+            # Heartbeats hang on the row's lock, as on a database that does not answer; nobody reaps either.
+            await conn.execute("select from queue_pg.jobs where id = %s for update", [job.id])
+            async with emitted(worker, "handler_interrupted") as interrupted:
+                assert await interrupted() == (job.id, "fenced")
+            await soon(task.stopped.get())
+        # The token was still good, so its release counted and burnt no attempt: it runs again.
+        assert await soon(task.began.get()) == 2
+        assert (await row(conn, job.id))["attempt"] == 1
+
+
+async def test_a_worker_whose_row_is_gone_registers_again(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection
+) -> None:
+    async with running(dsn, **LEASE) as worker, emitted(worker, "heartbeat") as beaten:
+        await conn.execute("delete from queue_pg.workers")
+        await beaten()
+        await beaten()
+        assert [listed.id for listed in await queue.workers()] == [worker.id]
+
+
+async def test_the_worker_row_counts(dsn: str, queue: Queue) -> None:
+    tasks = Tasks()
+    task = Stoppable(tasks)
+    async with running(dsn, tasks, grace_seconds=0, **LEASE) as worker, emitted(worker, "heartbeat") as beaten:
+        await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)
+        await finished(queue, (await queue.submit("chat", {"prompt": "x", "mock": {"status": 400}})).id)
+        await queue.submit("stoppable")
+        await soon(task.began.get())
+        await beaten()
+        await beaten()
+        [listed] = await queue.workers()
+        assert (listed.active, listed.processed, listed.failed, listed.capacity) == (1, 2, 1, 8)
+        assert listed.pid == os.getpid()
+        assert listed.live
+
+
+async def test_connections_cut_by_the_server_are_made_again(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection
+) -> None:
+    tasks = Tasks()
+    begun = asyncio.Event()
+    go_on = asyncio.Event()
+
+    @tasks.task
+    async def wait() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    async with running(dsn, tasks, **LEASE) as worker:
+        job = await queue.submit("wait")
+        await soon(begun.wait())
+        for _ in range(3):
+            async with emitted(worker, "heartbeat") as beaten:
+                await conn.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    " where datname = current_database() and application_name like 'queue-pg worker%'"
+                )
+                await beaten()
+        go_on.set()
+        assert (await finished(queue, job.id)).result == "done"
+        end = await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)
+        assert (end.state, end.attempt) == ("completed", 1)
+        assert (await finished(queue, job.id)).attempt == 1
+
+
+async def test_an_outcome_outlives_an_outage(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from queue_pg import store
+
+    real = store.finish
+    refusals = 3
+
+    async def away(connection: Any, outcomes: Any) -> Any:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            if refusals == 1:
+                # Recorded, but the answer got lost.
+                await real(connection, outcomes)
+            raise psycopg.OperationalError("the database is away")
+        return await real(connection, outcomes)
+
+    monkeypatch.setattr(store, "finish", away)
+    async with running(dsn) as worker, emitted(worker, "outage") as outage, emitted(worker, "recovered") as recovered:
+        job = await queue.submit("chat", {"prompt": "x"})
+        assert await outage() == "recording outcomes"
+        assert await recovered() == "recording outcomes"
+        end = await finished(queue, job.id)
+    assert (end.state, end.attempt) == ("completed", 1)
+    assert refusals == 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -165,7 +165,8 @@ def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECO
                     _apply(conn, migration)
         except psycopg.errors.LockNotAvailable as error:
             raise MigrationBusy(
-                f"No lock within {lock_timeout_seconds:g} s: another migration runs, or a long transaction holds a table.",
+                f"No lock within {lock_timeout_seconds:g} s:"
+                " another migration runs, or a long transaction holds a table.",
                 hint="Nothing was changed; run it again, or look for the holder in pg_stat_activity.",
             ) from error
         return [migration.name for migration in found.pending]
@@ -207,7 +208,7 @@ def snapshot(conn: Connection) -> list[str]:
 
 
 @contextmanager
-def connect(dsn: str) -> Iterator[Connection]:
+def connect(dsn: str) -> Generator[Connection]:
     """A connection for migrations; autocommit, no prepared statements (safe behind a pooler)."""
     try:
         conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None, application_name="queue-pg migrate")

@@ -118,7 +118,8 @@ def test_looking_at_one_job_goes_by_id(connection: psycopg.Connection) -> None:
     (claimed, *_) = connection.execute(CLAIM).fetchall()
     read = rows_read(connection, "select * from queue_pg.job(%s)", claimed[:1])
     # With the version that the claim has left behind.
-    assert read.keys() == {"jobs_pkey"} and read["jobs_pkey"] <= 2
+    assert read.keys() == {"jobs_pkey"}
+    assert read["jobs_pkey"] <= 2
     assert rows_read(connection, "select * from queue_pg.watch(array[%s::uuid])", claimed[:1]).keys() == {"jobs_pkey"}
 
 

@@ -42,7 +42,8 @@ STALE_WRITES = {
     "heartbeat": "select count(*) = 0 from queue_pg.heartbeat(array[%(id)s::uuid], array[%(token)s::bigint])",
     "held": "select count(*) = 0 from queue_pg.held(array[%(id)s::uuid], array[%(token)s::bigint])",
     **{
-        outcome: f"select not accepted from queue_pg.finish(array[%(id)s::uuid], array[%(token)s::bigint], array['{outcome}'])"
+        outcome: "select not accepted from"
+        f" queue_pg.finish(array[%(id)s::uuid], array[%(token)s::bigint], array['{outcome}'])"
         for outcome in ("complete", "fail", "discard", "snooze", "release", "cancel")
     },
 }
@@ -122,7 +123,8 @@ async def test_lease_length_comes_from_claim_then_queue_then_settings(conn: Conn
 async def test_order_is_priority_then_due_time_then_submission(conn: Connection) -> None:
     for name, priority, hours in (("c", 0, 1), ("d", 0, 0), ("a", 20, 0), ("b", 1, 0), ("e", -20, 5)):
         await conn.execute(
-            "insert into queue_pg.jobs (kind, tags, priority, run_at) values ('k', array[%s], %s, queue_pg.now() - %s::interval)",
+            "insert into queue_pg.jobs (kind, tags, priority, run_at)"
+            " values ('k', array[%s], %s, queue_pg.now() - %s::interval)",
             (name, priority, timedelta(hours=hours)),
         )
     claimed = await rows(conn, "select tags[1] from queue_pg.claim('w', '{default}', max_jobs => 9)")
@@ -177,7 +179,8 @@ async def test_many_claimers_take_every_job_once(conn: Connection, dsn: str) -> 
 
 async def test_retries_back_off_to_the_cap_of_their_kind(conn: Connection, clock: Clock) -> None:
     await conn.execute(
-        """select queue_pg.register_kinds('[{"kind": "k", "max_attempts": 6, "retry_base_seconds": 10, "retry_cap_seconds": 60}]')"""
+        "select queue_pg.register_kinds(%s)",
+        ('[{"kind": "k", "max_attempts": 6, "retry_base_seconds": 10, "retry_cap_seconds": 60}]',),
     )
     job = await submit(conn)
     waits: list[float] = []

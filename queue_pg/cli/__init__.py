@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (docs/cli.md has the table)."""
-    try:
-        import rich
-        import typer
-    except ImportError as error:
-        if error.name not in {"typer", "rich"}:
-            raise
+    # Looked for, not imported: rich takes a while, and most commands do without it.
+    if find_spec("typer") is None or find_spec("rich") is None:
         sys.stderr.write("error: The command line needs typer and rich. Run: pip install 'queue-pg[cli]'\n")
         return 2
-    del rich, typer
     from queue_pg.cli.root import run
 
     return run(sys.argv[1:] if argv is None else list(argv))

@@ -43,6 +43,6 @@ def config(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
         if item.name == "database_url" and embedded is not None:
             value, source = mask_dsn(embedded), f"embedded server of {settings.data_dir}"
         rows.append((item.env, value if value is not None else "-", source))
-    print_table([Column("setting"), Column("value", wrap=True), Column("from")], rows, empty="")
+    print_table([Column("setting", whole=True), Column("value", wrap=True), Column("from", wrap=True)], rows, empty="")
     if in_force is None:
         sys.stderr.write(f"No database: DATABASE_URL is not set and no server runs in {settings.data_dir}.\n")

@@ -51,7 +51,11 @@ def doctor(context: typer.Context, as_json: JsonFlag = False, database_url: Data
         print_json({"ok": not _broken(found), "checks": found})
     else:
         rows = [(item.status, item.check, f"{item.message} {item.hint or ''}".strip()) for item in found]
-        print_table([Column("", style_by_value=True), Column("check"), Column("found", wrap=True)], rows, empty="")
+        print_table(
+            [Column("", style_by_value=True, whole=True), Column("check", whole=True), Column("found", wrap=True)],
+            rows,
+            empty="",
+        )
     if _broken(found):
         raise typer.Exit(1)
 

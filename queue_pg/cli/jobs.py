@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,10 @@ from queue_pg.cli.output import (
     Column,
     DatabaseUrl,
     JsonFlag,
+    age,
     cell,
     duration,
+    plain,
     print_fields,
     print_json,
     print_line,
@@ -94,24 +96,24 @@ def list_jobs(
             state=JobState(wanted) if wanted else None, queue=queue, kind=kind, tag=tag, limit=limit, cursor=cursor
         )
     if as_json:
-        print_json({"jobs": page.jobs, "next_cursor": page.next_cursor})
+        print_json({"jobs": [_listed(job) for job in page.jobs], "next_cursor": page.next_cursor})
         return
     if sys.stdout.isatty():
+        now = datetime.now(UTC)
         print_table(
             [
-                Column("id"),
+                Column("id", whole=True),
                 Column("kind"),
                 Column("queue"),
-                Column("state", style_by_value=True),
-                Column("priority", right=True),
-                Column("attempt", right=True),
-                Column("created"),
-                Column("took", right=True),
+                Column("state", style_by_value=True, whole=True),
+                Column("try", right=True, whole=True),
+                Column("age", right=True, whole=True),
+                Column("took", right=True, whole=True),
             ],
             [
                 [
-                    *(job.id, job.kind, job.queue, job.state, job.priority),
-                    *(f"{job.attempt}/{job.max_attempts}", job.created_at, took(job)),
+                    *(job.id, job.kind, job.queue, job.state, f"{job.attempt}/{job.max_attempts}"),
+                    *(age((now - job.created_at).total_seconds()), took(job)),
                 ]
                 for job in page.jobs
             ],
@@ -195,6 +197,12 @@ def took(job: Job) -> str:
     if job.started_at is None:
         return ""
     return duration(((job.finished_at or datetime.now(UTC)) - job.started_at).total_seconds())
+
+
+def _listed(job: Job) -> dict[str, Any]:
+    # A list does not read them; null would say that they are empty.
+    fields: dict[str, Any] = plain(job)
+    return {name: value for name, value in fields.items() if name not in {"payload", "result"}}
 
 
 def _print_result(job: Job, *, as_json: bool) -> None:

@@ -40,6 +40,9 @@ STATE_STYLES = {
     "completed": "green",
     "failed": "red",
     "cancelled": "magenta",
+    "live": "green",
+    "stopping": "yellow",
+    "gone": "red",
     "ok": "green",
     "warn": "yellow",
     "fail": "red",
@@ -48,12 +51,19 @@ STATE_STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. `style_by_value` colours cells that are state names."""
+    """A column of a table.
+
+    `style_by_value` colours cells that are state names. On a narrow terminal a column shrinks, unless it is to be kept
+    `whole` (ids are there to be copied) or may `wrap`. An `optional` one is left out on a terminal
+    when it says nothing.
+    """
 
     title: str
     right: bool = False
     style_by_value: bool = False
     wrap: bool = False
+    whole: bool = False
+    optional: bool = False
 
 
 def plain(value: Any) -> Any:
@@ -128,6 +138,16 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
+def age(seconds: float | None) -> str:
+    """Return a length of time for a narrow column, in its largest unit: `5s`, `11m`, `3h`, `2d`."""
+    if seconds is None:
+        return ""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, empty: str) -> None:
     """Print rows of values; on a terminal as a table, in a pipe as aligned plain text with a header."""
     texts = [[cell(value) for value in row] for row in rows]
@@ -152,16 +172,23 @@ def _print_rich(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> No
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=not column.wrap)
+    shown = [
+        n for n, column in enumerate(columns) if not column.optional or any(row[n] not in {"", "0"} for row in texts)
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for n in shown:
+        column = columns[n]
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=not column.wrap,
+            overflow="fold" if column.wrap else "ellipsis",
+            min_width=max(len(row[n]) for row in texts) if column.whole else None,
+        )
     for row in texts:
         # Text, not str: square brackets in stored text are no markup.
         table.add_row(
-            *(
-                Text(text, style=STATE_STYLES.get(text, "") if column.style_by_value else "")
-                for text, column in zip(row, columns, strict=True)
-            )
+            *(Text(row[n], style=STATE_STYLES.get(row[n], "") if columns[n].style_by_value else "") for n in shown)
         )
     Console().print(table)
 

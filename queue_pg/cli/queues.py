@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from queue_pg.cli.connect import open_queue
-from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, duration, print_json, print_line, print_table
+from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, age, duration, print_json, print_line, print_table
 from queue_pg.cli.text import printable
 from queue_pg.cli.values import optional_until
 
 if TYPE_CHECKING:
-    from queue_pg.models import QueueStats
+    from queue_pg.models import QueueStats, WorkerInfo
 
 STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
+SELDOM = frozenset({"scheduled", "waiting", "cancelled"})
 QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue.", show_default=False)]
 
 
@@ -54,12 +55,12 @@ def show_queues(*, as_json: bool, database_url: str | None) -> None:
     print_table(
         [
             Column("queue"),
-            *(Column(state, right=True) for state in STATES),
-            Column("oldest", right=True),
-            Column("paused"),
+            *(Column(state, right=True, whole=True, optional=state in SELDOM) for state in STATES),
+            Column("oldest", right=True, whole=True, optional=True),
+            Column("paused", whole=True, optional=True),
         ],
         [
-            (item.queue, *_counts(item), duration(item.oldest_queued_seconds), _paused(item))
+            (item.queue, *_counts(item), age(item.oldest_queued_seconds), _paused(item))
             for item in sorted(found, key=lambda item: item.queue)
         ],
         empty="No queues yet: a queue exists once a job was submitted to it.",
@@ -110,23 +111,23 @@ def workers(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None
     print_table(
         [
             Column("worker"),
+            Column("state", style_by_value=True, whole=True),
             Column("host"),
-            Column("pid", right=True),
+            Column("pid", right=True, whole=True),
             Column("queues"),
             Column("kinds", wrap=True),
-            Column("busy", right=True),
-            Column("done", right=True),
-            Column("failed", right=True),
-            Column("up", right=True),
-            Column("seen", right=True),
+            Column("busy", right=True, whole=True),
+            Column("done", right=True, whole=True),
+            Column("failed", right=True, optional=True),
+            Column("up", right=True, whole=True),
+            Column("seen", right=True, whole=True),
         ],
         [
             [
-                *(w.id, w.host, w.pid, w.queues, w.kinds, f"{w.active}/{w.capacity}", w.processed, w.failed),
-                duration((now - w.started_at).total_seconds()),
-                f"{duration((now - w.heartbeat_at).total_seconds())} ago",
+                *(w.id, _state(w), w.host, w.pid, w.queues, w.kinds, f"{w.active}/{w.capacity}", w.processed, w.failed),
+                *(age((now - w.started_at).total_seconds()), age((now - w.heartbeat_at).total_seconds())),
             ]
-            for w in found
+            for w in sorted(found, key=lambda w: (not w.live, w.id))
         ],
         empty="No workers. Start one with: queue-pg worker",
     )
@@ -152,6 +153,12 @@ def stats(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
 
 def _counts(item: QueueStats) -> list[str]:
     return [f"{getattr(item, state):,}" for state in STATES]
+
+
+def _state(worker: WorkerInfo) -> str:
+    if not worker.live:
+        return "gone"
+    return "stopping" if worker.stopping else "live"
 
 
 def _paused(item: QueueStats) -> str:

@@ -40,6 +40,12 @@ BUILT_IN = {
     "doctor": "doctor",
 }
 
+# What the services' commands are for, so that `queue-pg --help` need not import a web server. A test compares.
+SERVICES = {
+    "serve": "Serve the HTTP API until SIGTERM or Ctrl-C.",
+    "worker": "Claim jobs and run them, until SIGTERM or Ctrl-C.",
+}
+
 
 class UsageError(QueuePgError):
     """The command line makes no sense."""
@@ -63,37 +69,42 @@ class LazyGroup(TyperGroup):
         return [*BUILT_IN, *sorted(set(_service_commands()) - set(BUILT_IN))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command to list it. Those of the services are only stand-ins until they are resolved."""
         if cmd_name not in self.commands:
+            if cmd_name in SERVICES and cmd_name in _service_commands():
+                return _commands_of(lambda app: app.command(cmd_name, help=SERVICES[cmd_name])(_nothing))[cmd_name]
             self._load(cmd_name)
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command to run."""
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
+        if name not in self.commands:
+            self._load(name)
+        if name not in self.commands and not name.startswith("-"):
             raise UsageError(f"No command {name!r}.", hint=_did_you_mean(name, self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
 
     def _load(self, name: str) -> None:
-        register: Callable[[typer.Typer], None]
         if name in BUILT_IN:
             register = import_module(f"queue_pg.cli.{BUILT_IN[name]}").register
         elif name in _service_commands():
             try:
                 register = _service_commands()[name].load()
             except ImportError as error:
-                if name in sys.argv[1:2]:
-                    raise UsageError(
-                        f"The command {name!r} cannot be loaded: {error}.",
-                        hint="Install what it needs: pip install 'queue-pg[all]'",
-                    ) from error
-                return  # `--help` still lists the others
+                message = f"The command {name!r} cannot be loaded: {error}."
+                raise UsageError(message, hint="Install what it needs: pip install 'queue-pg[all]'") from error
         else:
             return
-        scratch = typer.Typer(rich_markup_mode=None)
-        scratch.callback()(_nothing)
-        register(scratch)
-        for found, command in typer.main.get_group(scratch).commands.items():
+        for found, command in _commands_of(register).items():
             self.commands.setdefault(found, command)
+
+
+def _commands_of(register: Callable[[typer.Typer], object]) -> dict[str, Any]:
+    scratch = typer.Typer(rich_markup_mode=None)
+    scratch.callback()(_nothing)
+    register(scratch)
+    return dict(typer.main.get_group(scratch).commands)
 
 
 def _nothing() -> None: ...

@@ -32,7 +32,7 @@ def test_workers_and_what_they_do(cli: Any, work: Any) -> None:
     work.value("select queue_pg.register_worker('w-1', 'host-a', 77, '1', array['default'], array['chat'], 8)")
     work.value("select queue_pg.worker_heartbeat('w-1', 3, 120, 2)")
     row = cli("workers").out.splitlines()[1]
-    for text in ("w-1", "host-a", "77", "default", "chat", "3/8", "120", "2"):
+    for text in ("w-1", "live", "host-a", "77", "default", "chat", "3/8", "120", "2"):
         assert text in row.split()
     [found] = cli("workers", "--json").json["workers"]
     assert (found["id"], found["capacity"], found["active"]) == ("w-1", 8, 3)
@@ -46,8 +46,13 @@ def test_stats_count_every_state(cli: Any, work: Any) -> None:
     work.fail()
     found = cli("stats", "--json").json
     assert found["jobs"] == {
-        "scheduled": 1, "waiting": 0, "queued": 1, "running": 0,
-        "completed": 1, "failed": 1, "cancelled": 0,
+        "scheduled": 1,
+        "waiting": 0,
+        "queued": 1,
+        "running": 0,
+        "completed": 1,
+        "failed": 1,
+        "cancelled": 0,
     }
     shown = dict(line.split() for line in cli("stats").out.splitlines()[1:8])
     assert (shown["queued"], shown["completed"]) == ("1", "1")

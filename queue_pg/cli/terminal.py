@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from rich.console import Console
@@ -27,10 +28,15 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a status line."""
-        self.console.print(Text(printable(text)))
+        self._print(Text(printable(text)))
 
     def show(self, name: str, line: str) -> None:
         """Print what a process wrote."""
         if self.logs:
             style = self._styles.setdefault(name, _COLOURS[len(self._styles) % len(_COLOURS)])
-            self.console.print(Text.assemble((name.ljust(NAME_WIDTH) + " | ", style), printable(line)))
+            self._print(Text.assemble((name.ljust(NAME_WIDTH) + " | ", style), printable(line)))
+
+    def _print(self, text: Text) -> None:
+        # The terminal may be gone (closed window, broken pipe); stopping in order matters more than saying so.
+        with contextlib.suppress(OSError):
+            self.console.print(text)

@@ -89,7 +89,7 @@ async def test_a_child_that_keeps_dying_is_given_up(tree: ProcessTree) -> None:
     tree.start(Program("reaper", ["reaper"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "LOG_LEVEL": "nonsense"}))
     async with asyncio.timeout(30):
         reason = await tree.failed
-    assert "reaper ended with exit code 2: error: LOG_LEVEL=" in reason.message
+    assert "reaper ended with exit code 2: LOG_LEVEL=" in reason.message
 
 
 async def test_quick_deaths_are_counted(tree: ProcessTree, log: Log) -> None:

@@ -120,6 +120,34 @@ def test_dev_runs_changed_code(folder: Any, port: int, wait_until: Any) -> None:
     folder.gone()
 
 
+def test_dev_waits_for_code_that_can_be_loaded(folder: Any, port: int) -> None:
+    module = folder.path / "greetings.py"
+    module.write_text("def broken(:\n")
+    dev = folder.start("dev", "greetings", "--port", str(port))
+    dev.says("Ctrl-C stops it")
+    dev.says("waiting for a change of the code")
+    module.write_text("from queue_pg import task\n\n@task\nasync def greet() -> str:\n    return 'Hello'\n")
+    assert folder.json("submit", "greet", "--wait")["result"] == "Hello"
+    os.killpg(dev.pid, signal.SIGTERM)
+    assert dev.ended() == 0, dev.text
+    folder.gone()
+
+
+def test_a_given_database_replaces_the_embedded_one(folder: Any, port: int, dsn: str) -> None:
+    done = folder.json(
+        "demo",
+        "--exit",
+        "--port",
+        str(port),
+        "--modules",
+        "3",
+        DATABASE_URL=dsn.replace("postgresql://", "postgresql+asyncpg://"),
+    )
+    assert (done["completed"], done["database_url"]) == (3, dsn)
+    assert not (folder.path / ".data").exists()
+    folder.gone()
+
+
 def test_a_port_in_use_is_told_before_anything_starts(folder: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import arguments, store
-from queue_pg.connections import connect_async, make_async_pool
+from queue_pg.connections import connect_async
 from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.models import (
     ClaimedJob,
@@ -30,12 +30,12 @@ from queue_pg.models import (
     WorkerInfo,
 )
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, encode_json
+from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
 from queue_pg.submission import array, encode_job
 from queue_pg.waiting import Waiting
 from queue_pg.wakeup import RESULT, Wakeups
 
-Connection = AsyncConnection[Any]
 Pool = AsyncConnectionPool[Any]
 
 JOBS_PER_STATEMENT: Final = 500
@@ -52,7 +52,8 @@ class Queue:
     `dsn` None takes DATABASE_URL (settings.py). A `pool` of your own is used and left open; `dsn` then serves only to
     LISTEN, for example past a pooler. `org` is the tenant: jobs are submitted to it and others' are invisible; with
     None all are visible and submissions go to `default`. With `notify` off nothing listens and `wait` polls.
-    `max_payload_bytes` bounds payloads and results.
+    At most `max_connections` are open besides the listening one; who finds all in use for `pool_timeout_seconds` gets
+    DatabaseUnavailable. `max_payload_bytes` bounds payloads and results.
 
     Errors are those of queue_pg.errors: DatabaseUnavailable from every method, others as told.
     """
@@ -65,41 +66,44 @@ class Queue:
         org: str | None = "default",
         notify: bool = True,
         max_connections: int = 10,
+        pool_timeout_seconds: float = 10,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
     ) -> None:
         self.dsn = arguments.dsn_of(dsn, pool)
         self.org = org
         self.max_payload_bytes = max_payload_bytes
-        self._own_pool = pool is None
         self._max_connections = max_connections
-        self._pool: Pool | None = pool
+        self._timeout_seconds = pool_timeout_seconds
+        self._given_pool = pool
+        self._pool: AsyncPool | Pool | None = None
         self.wakeups = Wakeups(self.dsn, (RESULT,), enabled=notify)
         self._waiting: Waiting | None = None
 
     async def open(self, *, check: bool = False) -> None:
-        """Start the connection pool. With `check`, connect now, so that a wrong address is told at once."""
+        """Make the Queue usable. With `check`, connect now, so that a wrong address is told at once."""
         if check:
             with translated():
                 conn = await connect_async(self.dsn)
                 await conn.close()
-        if self._own_pool and self._pool is None:
-            self._pool = make_async_pool(self.dsn, max_size=self._max_connections)
-            await self._pool.open()
+        if self._pool is None:
+            self._pool = self._given_pool or AsyncPool(
+                self.dsn, max_size=self._max_connections, timeout_seconds=self._timeout_seconds
+            )
         if self._waiting is None:
             self._waiting = Waiting(watch=self._watch, states=self._states, jobs=self._finished, wakeups=self.wakeups)
 
     async def close(self) -> None:
-        """End waits, stop listening and close the pool, unless it is yours."""
+        """End waits, stop listening and close the connections, unless the pool is yours."""
         if self._waiting is not None:
             await self._waiting.close()
             self._waiting = None
         self.wakeups.close()
-        if self._own_pool and self._pool is not None:
+        if isinstance(self._pool, AsyncPool):
             await self._pool.close()
-            self._pool = None
+        self._pool = None
 
     async def __aenter__(self) -> Self:
-        await self.open(check=self._own_pool)
+        await self.open(check=self._given_pool is None)
         return self
 
     async def __aexit__(
@@ -108,12 +112,12 @@ class Queue:
         await self.close()
 
     @asynccontextmanager
-    async def connection(self, *, unsafe_to_repeat: bool = False) -> AsyncGenerator[Connection]:
+    async def connection(self, *, unsafe_to_repeat: bool = False) -> AsyncGenerator[AsyncConnection[Any]]:
         """Lend a connection of the pool; database errors inside become those of queue_pg.errors."""
         if self._pool is None:
             raise RuntimeError("The Queue is not open: use `async with Queue(...)`, or call `open()` first.")
         with translated(unsafe_to_repeat=unsafe_to_repeat):
-            async with self._pool.connection() as conn:
+            async with lend(self._pool) as conn:
                 yield conn
 
     # --- submitting ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,38 @@ class SyncSignal:
         return was_set
 
 
+class AsyncSlots:
+    """A number of slots, handed out in the order of asking."""
+
+    def __init__(self, slots: int) -> None:
+        self._semaphore = asyncio.Semaphore(slots)
+
+    async def acquire(self, timeout_seconds: float) -> bool:
+        """Return whether a slot was had in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._semaphore.acquire()
+        except TimeoutError:
+            return False
+
+    def release(self) -> None:
+        self._semaphore.release()
+
+
+class SyncSlots:
+    """A number of slots."""
+
+    def __init__(self, slots: int) -> None:
+        self._semaphore = threading.Semaphore(slots)
+
+    def acquire(self, timeout_seconds: float) -> bool:
+        """Return whether a slot was had in time."""
+        return self._semaphore.acquire(timeout=timeout_seconds)
+
+    def release(self) -> None:
+        self._semaphore.release()
+
+
 class AsyncBackground:
     """A task that is kept and joined."""
 

@@ -13,7 +13,7 @@ import select
 from typing import Any, Final, Self
 
 from psycopg import AsyncConnection, Connection, OperationalError, conninfo
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import AsyncConnectionPool
 
 from queue_pg.dsn import normalise_dsn
 
@@ -67,24 +67,6 @@ def make_async_pool(
         min_size=min_size,
         max_size=max_size,
         timeout=timeout_seconds,
-        check=_check_async,
-        open=False,
-        name=application,
-    )
-
-
-def make_sync_pool(
-    dsn: str, *, min_size: int = 1, max_size: int = 10, timeout_seconds: float = 10, application: str = "queue-pg"
-) -> ConnectionPool[Connection[tuple[Any, ...]]]:
-    """Make the blocking twin of `make_async_pool`."""
-    return ConnectionPool(
-        "",
-        connection_class=LibraryConnection,
-        kwargs=connect_arguments(dsn, application=application),
-        min_size=min_size,
-        max_size=max_size,
-        timeout=timeout_seconds,
-        check=_check_sync,
         open=False,
         name=application,
     )
@@ -122,24 +104,20 @@ def _options_refused(error: OperationalError) -> bool:
     return "unsupported startup parameter" in str(error)
 
 
-async def _check_async(conn: AsyncConnection[Any]) -> None:
-    _raise_if_closed(conn)
+def is_closed(conn: AsyncConnection[Any] | Connection[Any]) -> bool:
+    """Return whether the server has closed this idle connection, without asking it anything.
 
-
-def _check_sync(conn: Connection[Any]) -> None:
-    _raise_if_closed(conn)
-
-
-def _raise_if_closed(conn: AsyncConnection[Any] | Connection[Any]) -> None:
-    """Raise OperationalError when the server has closed this idle connection, without asking it anything.
-
-    A restarted Postgres leaves every pooled connection dead; the first statement on one would fail with its outcome
+    A restarted Postgres leaves every kept connection dead, and the first statement on one would fail with its outcome
     unknown. An idle connection is readable only if the server said goodbye or sent a notice.
     """
+    if conn.closed:
+        return True
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
-    for _ in range(10):
-        if not poll.poll(0):
-            return
-        conn.pgconn.consume_input()
-        conn.pgconn.is_busy()  # parses what has come
+    try:
+        while poll.poll(0):
+            conn.pgconn.consume_input()
+            conn.pgconn.is_busy()  # parses what has come
+    except OperationalError:
+        return True
+    return conn.closed

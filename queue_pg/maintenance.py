@@ -18,6 +18,7 @@ from queue_pg import store
 from queue_pg.connections import connect_async
 from queue_pg.errors import DatabaseUnavailable, QueuePgError
 from queue_pg.models import MaintenanceStep
+from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
 from queue_pg.wakeup import WAKE, Wakeups
 
@@ -37,7 +38,7 @@ class MaintenanceLoop:
     `wakeups` (started by its owner) tells that a new job may fall due earlier; without it a sleep of 1 s is the limit.
     """
 
-    def __init__(self, pool_or_dsn: AsyncConnectionPool[Any] | str, wakeups: Wakeups | None = None) -> None:
+    def __init__(self, pool_or_dsn: AsyncPool | AsyncConnectionPool[Any] | str, wakeups: Wakeups | None = None) -> None:
         self._source = pool_or_dsn
         self._wakeups = wakeups
         self._history_at = 0.0
@@ -115,7 +116,7 @@ class MaintenanceLoop:
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Any]]:
         with translated():
             if not isinstance(self._source, str):
-                async with self._source.connection() as conn:
+                async with lend(self._source) as conn:
                     yield conn
                 return
             if self._own is None or self._own.closed:

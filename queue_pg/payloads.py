@@ -127,7 +127,7 @@ def sanitise_text(text: object, max_chars: int = 8_000) -> str:
     return shown if shown.isascii() else shown.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
-def error_object(code: object, message: object, **details: Any) -> dict[str, Any]:
+def error_object(code: object, message: object, /, **details: Any) -> dict[str, Any]:
     """Return the error to store with a job, safe to store always; a detail that is not JSON is stored as text."""
     error: dict[str, Any] = {"code": sanitise_text(code, 200) or "error", "message": sanitise_text(message)}
     for name, value in details.items():

@@ -45,6 +45,8 @@ _RULES: Final = {
     "timeout": "must be from 1 ms to 365 days",
     "run_at": "must be a time within the years 1 to 9998",
     "expires_at": "must be a time within the years 1 to 9998",
+    "metadata": "must be an object of at most 64 KiB",
+    "payload": "must be at most 32 MiB",
     "tags": "must be at most 64 texts of 16 KiB in all",
 }
 _AWAY_HINT: Final = "Check that Postgres runs and that DATABASE_URL is right, then try again."

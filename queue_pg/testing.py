@@ -21,7 +21,7 @@ from queue_pg.client_sync import SyncQueue
 from queue_pg.connections import connect
 from queue_pg.errors import InvalidJob
 from queue_pg.models import ClaimedJob, Job, JobState, Outcome
-from queue_pg.payloads import UnreadableJson, decode_json, encode_json, error_object
+from queue_pg.payloads import UnreadableJson, decode_json
 from queue_pg.statements import statement
 from queue_pg.tasks import JobContext, Task, Tasks, default_tasks, job_context
 
@@ -80,9 +80,10 @@ async def run(task: Task[..., Any], claimed: ClaimedJob) -> Outcome:
     try:
         arguments = task.validate(decode_json(claimed.payload))
         metadata: Any = decode_json(claimed.metadata)
-    except (InvalidJob, UnreadableJson) as error:
-        stored = encode_json(error_object("invalid_payload", error), field="error")
-        return Outcome(id=claimed.id, lease_token=claimed.lease_token, outcome="discard", error=stored)
+    except UnreadableJson as error:
+        return outcomes.discarded(claimed.id, claimed.lease_token, "payload_unreadable", error)
+    except InvalidJob as error:
+        return outcomes.discarded(claimed.id, claimed.lease_token, "payload_invalid", error, field=error.field)
     context = JobContext(
         job_id=claimed.id,
         kind=claimed.kind,
@@ -108,8 +109,9 @@ async def run(task: Task[..., Any], claimed: ClaimedJob) -> Outcome:
 async def _claim(queue: Queue, tasks: Tasks, queues: Sequence[str] | None) -> ClaimedJob | None:
     async with queue.connection() as conn:
         await store.maintain(conn)  # makes due jobs claimable
-        names = queues if queues is not None else sorted({stats.queue for stats in await queue.stats()})
-        claimed = await store.claim(conn, WORKER_ID, names, kinds=tasks.kinds, org=queue.org, lease_seconds=3_600)
+        if queues is None:
+            queues = sorted({stats.queue for stats in await store.queue_stats(conn, org=queue.org)})
+        claimed = await store.claim(conn, WORKER_ID, queues, kinds=tasks.kinds, org=queue.org, lease_seconds=3_600)
     return claimed[0] if claimed else None
 
 

@@ -15,21 +15,22 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TWINS = {"store.py": "store_sync.py", "waiting.py": "waiting_sync.py", "client.py": "client_sync.py"}
+TWINS = {f"{name}.py": f"{name}_sync.py" for name in ("store", "pool", "waiting", "client")}
 NAMES = {
     "AsyncBackground": "SyncBackground",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncCursor": "Cursor",
     "AsyncGenerator": "Generator",
+    "AsyncPool": "SyncPool",
     "AsyncSignal": "SyncSignal",
+    "AsyncSlots": "SyncSlots",
     "Queue": "SyncQueue",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "asynccontextmanager": "contextmanager",
     "connect_async": "connect",
     "fetch_async": "fetch_sync",
-    "make_async_pool": "make_sync_pool",
     "waiting": "waiting_sync",
 }
 HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.
@@ -38,9 +39,8 @@ HEADER = """# Generated from {source} by tools/async_to_sync.py; change that fil
 """
 # Whole lines for which replacing names does not do: (before, after), both in terms of the source's text.
 LINES = {
+    "from queue_pg.pool import AsyncPool, lend": "from queue_pg.pool_sync import SyncPool, lend",
     "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
-    "Connection = AsyncConnection[Any]": "Connection = PsycopgConnection[Any]",
-    "from psycopg import AsyncConnection": "from psycopg import Connection as PsycopgConnection",
     "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
     "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",
     "from collections.abc import Awaitable, Callable, Iterable": "from collections.abc import Callable, Iterable",

@@ -445,7 +445,7 @@ async def test_result_returns_or_raises(queue: Queue) -> None:
 
 
 async def test_a_wrong_address_is_told_at_once() -> None:
-    with pytest.raises(DatabaseUnavailable, match="refused|failed") as caught:
+    with pytest.raises(DatabaseUnavailable, match=r"refused|failed") as caught:
         async with Queue("postgresql://nobody@127.0.0.1:1/nothing"):
             pass
     assert caught.value.hint

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -66,3 +68,21 @@ def test_by_python_in_the_callers_transaction(folder: Any, dsn: str) -> None:
         assert [found.id for found in queue.list().jobs] == [job.id]
         assert gone.id != job.id
     assert folder.ledger == ["6"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_by_the_example_that_reads_the_standard_library(folder: Any, dsn: str, database: Any) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "stdlib_summaries.py"
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        env=folder.env | {"DATABASE_URL": dsn},
+        cwd=folder.path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "abc            Abstract Base Classes" in done.stdout
+    [(submitted,)] = database.execute(
+        "select count(*) from queue_pg.all_jobs where tags = '{stdlib-summaries}'"
+    ).fetchall()
+    assert submitted > 150

@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.kinds import handlers_of
+from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.mock import MockProvider
 from queue_pg_workers.signals import Point, Signals
 from queue_pg_workers.worker import Worker
@@ -23,11 +24,15 @@ PATIENCE_SECONDS = 20.0
 
 
 @asynccontextmanager
-async def running(dsn: str, tasks: Tasks | None = None, **config: Any) -> AsyncGenerator[Worker]:
+async def running(
+    dsn: str, tasks: Tasks | None = None, *, provider: Provider | None = None, **config: Any
+) -> AsyncGenerator[Worker]:
     """Run a worker while the block lasts, stopped at its end unless it was."""
     config = {"grace_seconds": 5.0, **config}
     signals = Signals()
-    worker = Worker(WorkerConfig(dsn=dsn, **config), handlers_of(tasks or Tasks(), MockProvider()), signals=signals)
+    worker = Worker(
+        WorkerConfig(dsn=dsn, **config), handlers_of(tasks or Tasks(), provider or MockProvider()), signals=signals
+    )
     with signals.listen("started") as started:
         running = asyncio.create_task(worker.run())
         first = asyncio.create_task(started.get())

@@ -9,8 +9,6 @@ import time
 
 from queue_pg.tasks import Tasks, current_job, task
 
-VERSION = 1
-
 
 def tell(*words: object) -> None:
     # One write of less than PIPE_BUF is atomic, so lines of several processes do not mix.
@@ -52,6 +50,12 @@ async def block_the_loop(seconds: float) -> None:
 
 @task
 def never_return() -> None:
+    tell("began", current_job().lease_token, os.getpid())
+    threading.Event().wait()
+
+
+@task(run_in="process")
+def never_return_in_a_process() -> None:
     tell("began", current_job().lease_token, os.getpid())
     threading.Event().wait()
 

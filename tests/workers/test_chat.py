@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import psycopg
 import pytest
+from in_process import finished, running
 from model_server import ModelServer, Step, model_server
 from queue_pg_workers.handlers.chat import ChatPayload, run_chat
 from queue_pg_workers.kinds import chat_handler
@@ -17,6 +19,7 @@ from queue_pg_workers.providers.choice import ProviderSettings, make_provider, o
 from queue_pg_workers.providers.mock import MockProvider, answer_to
 from queue_pg_workers.providers.openai import OpenAIProvider
 
+from queue_pg import Queue
 from queue_pg.errors import ConfigError, InvalidJob
 from queue_pg.models import Fail, Snooze
 
@@ -311,3 +314,77 @@ async def test_which_provider_is_in_force() -> None:
 )
 def test_ollama_host(host: str, url: str) -> None:
     assert ollama_base_url(host) == url
+
+
+# --- by a worker ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_throttled_call_is_snoozed_and_burns_no_attempt(
+    dsn: str, queue: Queue, server: ModelServer, provider: OpenAIProvider
+) -> None:
+    server.script(Step(behaviour="status", status=429, headers={"retry-after-ms": "20"}), Step(behaviour="answer"))
+    async with running(dsn, provider=provider):
+        job = await finished(queue, (await queue.submit("chat", HELLO, max_attempts=1)).id)
+    assert (job.state, job.attempt, job.result["text"]) == ("completed", 1, "Hello there.")
+    assert len(server.requests) == 2
+
+
+async def test_a_truncated_answer_is_asked_for_again(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection, server: ModelServer, provider: OpenAIProvider
+) -> None:
+    await conn.execute("update queue_pg.settings set retry_base = '10 ms'")
+    server.script(Step(behaviour="truncate"))
+    async with running(dsn, provider=provider):
+        job = await finished(queue, (await queue.submit("chat", HELLO)).id)
+    assert (job.state, job.attempt, job.result["text"]) == ("completed", 2, "Hello there.")
+
+
+async def test_a_refusal_fails_the_job_with_the_server_s_words(
+    dsn: str, queue: Queue, server: ModelServer, provider: OpenAIProvider
+) -> None:
+    server.script(Step(behaviour="status", status=404, error={"message": "no such model"}))
+    async with running(dsn, provider=provider):
+        job = await finished(queue, (await queue.submit("chat", HELLO)).id)
+    assert (job.state, job.attempt) == ("failed", 1)
+    assert job.error == {
+        "code": "upstream_refused",
+        "message": "404: no such model",
+        "status": 404,
+        "provider": "openai",
+    }
+
+
+async def test_cancelling_the_job_ends_the_request_upstream_within_a_second(
+    dsn: str, queue: Queue, server: ModelServer, provider: OpenAIProvider
+) -> None:
+    server.script(Step(behaviour="hang"))
+    async with running(dsn, provider=provider) as worker:
+        await asyncio.to_thread(worker.wakeups.wait_listening, 10)
+        job = await queue.submit("chat", HELLO)
+        await asyncio.wait_for(server.received.get(), 10)
+        await queue.cancel(job.id)
+        await asyncio.wait_for(server.disconnects.get(), 1)
+    assert (await queue.get(job.id)).state == "cancelled"
+
+
+async def test_a_timeout_ends_the_request_upstream(
+    dsn: str, queue: Queue, server: ModelServer, provider: OpenAIProvider
+) -> None:
+    server.script(Step(behaviour="hang"))
+    async with running(dsn, provider=provider):
+        job = await queue.submit("chat", HELLO, timeout=timedelta(milliseconds=200), max_attempts=1)
+        await asyncio.wait_for(server.disconnects.get(), 10)
+        end = await finished(queue, job.id)
+    assert end.error is not None
+    assert end.error["code"] == "timeout"
+
+
+async def test_an_invalid_chat_payload_is_never_sent(
+    dsn: str, queue: Queue, server: ModelServer, provider: OpenAIProvider
+) -> None:
+    async with running(dsn, provider=provider):
+        job = await finished(queue, (await queue.submit("chat", {"messages": [{"content": "x"}]})).id)
+    assert (job.state, job.attempt) == ("failed", 1)
+    assert job.error is not None
+    assert (job.error["code"], job.error["field"]) == ("payload_invalid", "payload.messages[0].role")
+    assert server.requests == []

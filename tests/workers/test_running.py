@@ -6,6 +6,7 @@ import asyncio
 import threading
 from datetime import timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -213,15 +214,15 @@ async def test_poison_hurts_only_itself(dsn: str, queue: Queue, conn: psycopg.As
         "insert into queue_pg.jobs (kind, payload, metadata) values ('add', '{\"n\":1}', '{\"x\":1e5000}')"
     )
     cursor = await conn.execute("select id, metadata->>'name' from queue_pg.jobs")
-    names = dict(await cursor.fetchall())
+    names: dict[UUID, str | None] = dict(await cursor.fetchall())
     async with running(dsn, tasks, concurrency=20):
         ends = {name: await finished(queue, job_id) for job_id, name in names.items()}
     assert (ends["innocent"].result, ends["innocent"].attempt) == (1, 1)
     assert (ends["innocent too"].result, ends["innocent too"].attempt) == (5, 1)
-    for name in ("number", "long number", "deep", None):
-        error = ends[name].error
+    for unreadable in ("number", "long number", "deep", None):
+        error = ends[unreadable].error
         assert error is not None
-        assert (ends[name].state, error["code"]) == ("failed", "payload_unreadable")
+        assert (ends[unreadable].state, error["code"]) == ("failed", "payload_unreadable")
     for name, field in (
         ("wrong type", "payload.n"),
         ("extra", "payload.q"),
@@ -265,7 +266,7 @@ async def test_claims_only_kinds_it_knows_and_queues_it_serves(
     async def known() -> None: ...
 
     foreign = await conn.execute("insert into queue_pg.jobs (kind) values ('foreign') returning id")
-    [foreign_id] = await foreign.fetchone() or [None]
+    [foreign_id] = await foreign.fetchone() or [uuid4()]
     elsewhere = await queue.submit("known", queue="elsewhere")
     async with running(dsn, tasks, queues=("default", "second")) as worker:
         assert (await finished(queue, (await queue.submit("known", queue="second")).id)).state == "completed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,8 +23,7 @@ log = logging.getLogger(__name__)
 MAX_BATCH_JOBS = 500
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 REFUSED_PAUSE_SECONDS = 0.05
-# Above either, no new jobs are claimed until the database has caught up.
-MAX_UNFLUSHED_JOBS = 1000
+# Above it no new jobs are claimed until the database has caught up.
 MAX_UNFLUSHED_BYTES = 64 * 1024 * 1024
 
 # What the server says about the data of a batch: data exceptions, broken constraints, limits, our own "invalid
@@ -44,7 +44,10 @@ class _Entry:
 class Finisher:
     """Flushes what has gathered as soon as the flush before is done, so batches grow with the load by themselves."""
 
-    def __init__(self, link: Link, leases: Leases, *, signals: Signals, on_room: Callable[[], None]) -> None:
+    def __init__(
+        self, link: Link, leases: Leases, *, max_unflushed: int, signals: Signals, on_room: Callable[[], None]
+    ) -> None:
+        self._max_unflushed = max_unflushed
         self._link = link
         self._leases = leases
         self._signals = signals
@@ -64,8 +67,8 @@ class Finisher:
 
     @property
     def lagging(self) -> bool:
-        """Tell whether claiming must pause: more outcomes have gathered than memory should hold, or none gets out."""
-        return self._outage.lasting or self.unflushed > MAX_UNFLUSHED_JOBS or self._bytes > MAX_UNFLUSHED_BYTES
+        """Tell whether claiming must pause: outcomes gather, which a crash would lose and memory cannot hold."""
+        return self._outage.lasting or self.unflushed > self._max_unflushed or self._bytes > MAX_UNFLUSHED_BYTES
 
     def add(self, held: Held, outcome: Outcome) -> None:
         entry = _Entry(held, outcome)
@@ -123,7 +126,7 @@ class Finisher:
             self._put_back(batch)
             await asyncio.sleep(self._outage.failed(error))
         elif len(batch) > 1:
-            log.warning("a batch of %d outcomes was refused (%s), sending them one by one", len(batch), error)
+            log.warning("a batch of %d outcomes was refused (%s), sending them one by one", len(batch), _said(error))
             for done, entry in enumerate(batch):
                 await self._flush([entry])
                 if self._outage.lasting:
@@ -137,11 +140,11 @@ class Finisher:
             await self._flush(batch)
         elif batch[0].outcome.outcome == "discard":
             # Nothing we could say would be taken; the lease runs out and the reaper counts the loss.
-            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].held.job.id, error)
+            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].held.job.id, _said(error))
             self._done(batch[0], accepted=False, state=None)
         else:
             self._in_flight = 0
-            job, reason = batch[0].held.job, f"the database refuses the result: {error}"
+            job, reason = batch[0].held.job, f"the database refuses the result: {_said(error)}"
             await self._flush([_Entry(batch[0].held, result_invalid(job.id, job.lease_token, reason))])
 
     def _put_back(self, batch: Sequence[_Entry]) -> None:
@@ -161,9 +164,25 @@ class Finisher:
         if accepted and entry.outcome.outcome != "release":
             self.processed += 1
             self.failed += entry.outcome.outcome in ("fail", "discard")
-        elif not accepted:
-            log.info("job %s: the lease was lost, its outcome is dropped", entry.held.job.id)
+        _log(entry, accepted=accepted, state=state)
         self._signals.emit("finished", (entry.outcome.id, accepted, state))
+
+
+def _log(entry: _Entry, *, accepted: bool, state: str | None) -> None:
+    job, outcome = entry.held.job, entry.outcome
+    if not accepted:
+        log.warning("job %s (%s): the lease was lost, the outcome of this attempt is dropped", job.id, job.kind)
+    elif outcome.outcome in ("fail", "discard") and outcome.error is not None:
+        code = json.loads(outcome.error).get("code")
+        log.warning("job %s (%s): attempt %d failed: %s; it is %s", job.id, job.kind, job.attempt, code, state)
+    else:
+        log.info("job %s (%s): %s", job.id, job.kind, state)
+
+
+def _said(error: Exception) -> str:
+    """Return the server's sentence only: its DETAIL can hold the whole row, payload and all."""
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return primary or type(error).__name__
 
 
 def _is_about_data(error: Exception) -> bool:

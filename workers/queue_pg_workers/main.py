@@ -57,8 +57,6 @@ def work(config: WorkerConfig) -> int:
     except Exception:
         log.exception("the worker met an error of its own")
         return 1
-    finally:
-        _exit_within(EXIT_SECONDS)
     return 0
 
 
@@ -90,6 +88,7 @@ async def _work(worker: Worker, provider: Provider) -> None:
         await worker.run()
     finally:
         order.done()
+        _exit_within(EXIT_SECONDS)
         with contextlib.suppress(Exception):
             await asyncio.wait_for(provider.aclose(), 1)
 
@@ -113,7 +112,7 @@ class _OrderToStop:
         self._loop.call_soon_threadsafe(lambda: self._worker.stop(now=now))
         grace = 0 if now else self._worker.config.grace_seconds
         self.done()
-        self._last_resort = threading.Timer(grace + CANCEL_PATIENCE_SECONDS + 2 * CLEANUP_SECONDS, self._give_up)
+        self._last_resort = threading.Timer(grace + CANCEL_PATIENCE_SECONDS + 2 * CLEANUP_SECONDS + 1, self._give_up)
         self._last_resort.daemon = True
         self._last_resort.start()
 

@@ -36,8 +36,8 @@ from queue_pg_workers.threads import HandlerThreads
 log = logging.getLogger(__name__)
 
 # After the grace: for handing jobs back and forgetting the worker's row, database or not.
-CLEANUP_SECONDS = 3.0
-LAST_CLAIM_SECONDS = 2.0
+CLEANUP_SECONDS = 2.0
+LAST_CLAIM_SECONDS = 1.0
 
 
 class Worker:
@@ -62,7 +62,14 @@ class Worker:
         self._room = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._finisher = Finisher(self._finishing, self.leases, signals=self.signals, on_room=self._room.set)
+        self._finisher = Finisher(
+            self._finishing,
+            self.leases,
+            # A batch on its way and one that gathers meanwhile.
+            max_unflushed=2 * config.concurrency,
+            signals=self.signals,
+            on_room=self._room.set,
+        )
         # Daemon threads, unlike those of asyncio.to_thread: a connect that hangs must not delay the end.
         self._threads = HandlerThreads(name=f"{self.id}-housekeeping")
         self.wakeups = Wakeups(self._dsn, (WAKE, CANCEL), enabled=config.notify, application=self._application)
@@ -106,23 +113,38 @@ class Worker:
         self._heartbeat.start()
         log.info("worker %s serves %s with %d slots", self.id, ", ".join(self.config.queues), self.config.concurrency)
         self.signals.emit("started")
+        finishing = asyncio.create_task(self._finisher.run(), name="finishing")
         background = [
-            asyncio.create_task(self._finisher.run(), name="finisher"),
+            finishing,
+            asyncio.create_task(self._claim_until_stopped(), name="claiming"),
             asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
         ]
         if self.config.maintenance:
             background.append(asyncio.create_task(maintenance.run(maintenance_stop), name="maintenance"))
         try:
-            await self._claim_beside(background)
+            await self._until_stopped(background)
             log.info("worker %s is stopping, %d jobs are running", self.id, len(self._running))
             self.signals.emit("stopping")
             self._heartbeat.beat_soon()
             await self._drain(self.config.grace_seconds)
         finally:
             # Also after an error of our own: hand back what we hold.
-            await self._clean_up(background, maintenance_stop)
+            maintenance_stop.set()
+            await self._clean_up(finishing, background)
             wake.close()
             cancel.close()
+
+    async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
+        """Wait for the order to stop. An error in a background task is ours: it ends the worker instead of hiding."""
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({stopped, *background}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        for task in background:
+            if task.done() and not self._stop.is_set():
+                task.result()
+                raise RuntimeError(f"the task {task.get_name()!r} has ended before the worker")
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -202,18 +224,6 @@ class Worker:
                 # A little early and never the same, so that a fleet does not poll in step.
                 await _wait(self._hint, self.config.poll_seconds * random.uniform(0.7, 1.0))
 
-    async def _claim_beside(self, background: list[asyncio.Task[None]]) -> None:
-        """Claim until stopped; an error in a background task is ours, so it ends the worker instead of hiding."""
-        claiming = asyncio.create_task(self._claim_until_stopped(), name="claiming")
-        try:
-            done, _ = await asyncio.wait({claiming, *background}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-            if claiming not in done:
-                raise RuntimeError(f"{next(iter(done)).get_name()} has ended before the worker")
-        finally:
-            claiming.cancel()
-
     async def _claim(self, free: int) -> list[ClaimedJob]:
         return await self._claiming.run(
             lambda connection: store.claim(
@@ -238,6 +248,9 @@ class Worker:
         task.add_done_callback(self._freed)
 
     async def _run_job(self, held: Held) -> None:
+        job = held.job
+        log.info("job %s (%s): attempt %d of %d begins", job.id, job.kind, job.attempt, job.max_attempts)
+
         def record(outcome: Outcome | None) -> None:
             if outcome is None:
                 self.leases.remove(held)
@@ -277,37 +290,37 @@ class Worker:
             self._room.clear()
             await _wait(self._room, left)
 
-    async def _clean_up(self, background: list[asyncio.Task[None]], maintenance_stop: asyncio.Event) -> None:
+    async def _clean_up(self, finishing: asyncio.Task[None], background: list[asyncio.Task[None]]) -> None:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
+        self._stop.set()
         for link in (self._claiming, self._finishing):
             link.hurry(CANCEL_PATIENCE_SECONDS + CLEANUP_SECONDS)
-        maintenance_stop.set()
         for held in self.leases.all():
             held.interrupt(Interruption.SHUTDOWN)
         if self._running:
             log.warning("worker %s hands back %d running jobs", self.id, len(self._running))
             await asyncio.wait(self._running, timeout=CANCEL_PATIENCE_SECONDS + 0.2)
         self._finisher.close()
-        await asyncio.wait(background[:1], timeout=CLEANUP_SECONDS)
+        await asyncio.wait({finishing}, timeout=CLEANUP_SECONDS)
         # Before the row is forgotten, or a last heartbeat would bring it back.
-        await self._blocking(self._heartbeat.stop, timeout_seconds=1.0)
+        await self._blocking(self._heartbeat.stop, self.wakeups.close, timeout_seconds=1.0)
         try:
             await self._claiming.run(lambda connection: store.forget_worker(connection, self.id))
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not remove its row: %s", self.id, error)
         for task in background:
             task.cancel()
-        await asyncio.wait(background, timeout=1.0)
-        await self._blocking(self.wakeups.close, timeout_seconds=1.0)
+        await asyncio.wait(background, timeout=0.5)
         self._attempts.close()
         self._threads.close()
         await self._claiming.close()
         await self._finishing.close()
         log.info("worker %s has ended", self.id)
 
-    async def _blocking(self, fn: Callable[[], None], *, timeout_seconds: float) -> None:
-        """Run something that blocks, and wait for it at most so long."""
-        await asyncio.wait({asyncio.wrap_future(self._threads.submit(fn))}, timeout=timeout_seconds)
+    async def _blocking(self, *functions: Callable[[], None], timeout_seconds: float) -> None:
+        """Run functions that block at the same time, and wait for them at most so long."""
+        running = {asyncio.wrap_future(self._threads.submit(fn)) for fn in functions}
+        await asyncio.wait(running, timeout=timeout_seconds)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID
 import typer
 
 from queue_pg.cli.dev import Port, addresses
-from queue_pg.cli.output import DatabaseUrl, JsonFlag, print_json, print_text
+from queue_pg.cli.output import DatabaseUrl, JsonFlag, error_text, print_json, print_text
 from queue_pg.cli.text import printable, shorten
 from queue_pg.models import Job, JobState
 
@@ -208,8 +208,9 @@ def _exit_code(run: Run, screen: Screen) -> int:
     names = ", ".join(run.modules[job.id] for job in bad[:NAMED_FAILURES]) + (
         ", ..." if len(bad) > NAMED_FAILURES else ""
     )
-    reason = (bad[0].error or {}).get("message", bad[0].state)
-    screen.say(f"error: {len(bad)} of {len(run.ended)} requests did not complete ({names}); the first: {reason}")
+    screen.say(
+        f"error: {len(bad)} of {len(run.ended)} requests did not complete ({names}); the first: {error_text(bad[0])}"
+    )
     return 1
 
 

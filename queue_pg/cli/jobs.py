@@ -17,6 +17,7 @@ from queue_pg.cli.output import (
     age,
     cell,
     duration,
+    error_text,
     plain,
     print_fields,
     print_json,
@@ -211,7 +212,7 @@ def _print_result(job: Job, *, as_json: bool) -> None:
         return
     print_line(f"{job.id} {job.state}")
     if job.error is not None:
-        say(f"{job.id}: {job.error.get('code')}: {job.error.get('message')}")
+        say(f"{job.id}: {error_text(job)}")
 
 
 def _all_ids(given: list[str]) -> list[str]:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
 from queue_pg.cli.text import printable, printable_json, printable_lines
+from queue_pg.payloads import Unreadable
+
+if TYPE_CHECKING:
+    from queue_pg.models import Job
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 DatabaseUrl = Annotated[
@@ -68,6 +73,8 @@ class Column:
 
 def plain(value: Any) -> Any:
     """Return `value` as what JSON can hold: ids and times as text, durations in seconds under `<name>_seconds`."""
+    if isinstance(value, Unreadable):
+        return {"unreadable": value.reason, "text": value.text}
     if is_dataclass(value) and not isinstance(value, type):
         found: dict[str, Any] = {}
         for field in fields(value):
@@ -112,7 +119,7 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return _local_time(value)
     if isinstance(value, timedelta):
         return duration(value.total_seconds())
     if isinstance(value, bool):
@@ -122,6 +129,12 @@ def cell(value: Any) -> str:
     if isinstance(value, dict):
         return printable(json.dumps(plain(value), ensure_ascii=False, default=str))
     return printable(str(value))
+
+
+def _local_time(value: datetime) -> str:
+    with suppress(OverflowError):  # the ends of the calendar have no local time
+        value = value.astimezone()
+    return value.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def duration(seconds: float | None) -> str:
@@ -195,7 +208,8 @@ def _print_rich(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> No
 
 def print_fields(pairs: Sequence[tuple[str, Any]]) -> None:
     """Print `name  value` lines; JSON values are printed indented below their name."""
-    shown = [(name, value) for name, value in pairs if value not in (None, [], {})]
+    readable = [(name, plain(value) if isinstance(value, Unreadable) else value) for name, value in pairs]
+    shown = [(name, value) for name, value in readable if value not in (None, [], {})]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         if isinstance(value, dict) or (isinstance(value, list) and name not in INLINE_FIELDS):
@@ -204,6 +218,12 @@ def print_fields(pairs: Sequence[tuple[str, Any]]) -> None:
             print_line("\n".join("  " + line for line in text.split("\n")))
         else:
             print_line(f"{name.ljust(width)}  {cell(value)}")
+
+
+def error_text(job: Job) -> str:
+    """Return why a job did not complete, as `<code>: <message>`."""
+    error: Any = job.error  # an Unreadable, when plain SQL stored what Python cannot hold
+    return f"{error.get('code')}: {error.get('message')}" if isinstance(error, dict) else str(plain(error) or job.state)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def print_text(text: str) -> None:

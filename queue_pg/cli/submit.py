@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from queue_pg.cli.connect import find_database, load_settings
-from queue_pg.cli.output import DatabaseUrl, JsonFlag, plain, print_json, print_line, say
+from queue_pg.cli.output import DatabaseUrl, JsonFlag, error_text, plain, print_json, print_line, say
 from queue_pg.cli.text import printable_json
 from queue_pg.cli.values import optional_duration, optional_time, parse_payload, parse_priority
 from queue_pg.errors import InvalidJob, UnknownKind
@@ -92,8 +92,7 @@ def submit(
     elif job.state == JobState.COMPLETED:
         print_line(printable_json(json.dumps(plain(job.result), ensure_ascii=False, indent=2)))
     if job.state != JobState.COMPLETED:
-        error = job.error or {}
-        say(f"error: Job {job.id} {job.state}: {error.get('code')}: {error.get('message')}")
+        say(f"error: Job {job.id} {job.state}: {error_text(job)}")
         raise typer.Exit(1)
 
 

@@ -59,9 +59,18 @@ def test_a_payload_that_python_cannot_hold_is_shown_as_text(cli: Any, work: Any,
     job_id = submit(work, payload=payload)
     shown = cli("get", str(job_id), "--json")
     assert shown.code == 0
-    assert "text" in shown.json["payload"]
-    assert cli("get", str(job_id)).code == 0
+    assert shown.json["payload"].keys() == {"unreadable", "text"}
+    assert "unreadable" in cli("get", str(job_id)).out
     assert cli("list").ids == [str(job_id)]
+
+
+def test_error_and_metadata_that_python_cannot_hold(cli: Any, work: Any) -> None:
+    job_id = work.value("select queue_pg.submit('chat', metadata => '{\"n\": 1e5000}')")
+    work.fail('{"code": "boom", "n": 1e5000}')
+    assert "unreadable" in cli("get", str(job_id)).out
+    waited = cli("wait", str(job_id))
+    assert (waited.code, waited.out) == (1, f"{job_id} failed\n")
+    assert "unreadable" in waited.err
 
 
 @pytest.mark.parametrize("command", ["get", "wait", "cancel", "retry", "why"])

@@ -2,7 +2,7 @@
 
 Session settings travel as start-up options, never as SET: behind a transaction pooler a SET stays on a server
 connection that the next client gets. A pooler that refuses the options (`unsupported startup parameter`) is asked
-again without them; nothing depends on them, since every call is one statement in a transaction of its own, and
+without them from then on; nothing depends on them, since every call is one statement in a transaction of its own, and
 statements that acknowledge something pin `synchronous_commit` inside that transaction (see sql/finish.sql).
 Statements are not prepared by name, which a pooler could not follow; the SQL functions keep their plans anyway.
 """
@@ -78,9 +78,9 @@ class LibraryAsyncConnection(AsyncConnection[tuple[Any, ...]]):
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         try:
-            return await super().connect(conninfo, **kwargs)
+            return await super().connect(conninfo, **_acceptable(kwargs))
         except OperationalError as error:
-            if not _options_refused(error):
+            if not _options_refused(error, kwargs):
                 raise
         kwargs["options"] = ""
         return await super().connect(conninfo, **kwargs)
@@ -92,16 +92,27 @@ class LibraryConnection(Connection[tuple[Any, ...]]):
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         try:
-            return super().connect(conninfo, **kwargs)
+            return super().connect(conninfo, **_acceptable(kwargs))
         except OperationalError as error:
-            if not _options_refused(error):
+            if not _options_refused(error, kwargs):
                 raise
         kwargs["options"] = ""
         return super().connect(conninfo, **kwargs)
 
 
-def _options_refused(error: OperationalError) -> bool:
-    return "unsupported startup parameter" in str(error)
+_refusing: Final[set[tuple[object, object]]] = set()
+
+
+def _acceptable(kwargs: dict[str, Any]) -> dict[str, Any]:
+    refused = (kwargs.get("host"), kwargs.get("port")) in _refusing
+    return {**kwargs, "options": ""} if refused else kwargs
+
+
+def _options_refused(error: OperationalError, kwargs: dict[str, Any]) -> bool:
+    if "unsupported startup parameter" not in str(error):
+        return False
+    _refusing.add((kwargs.get("host"), kwargs.get("port")))
+    return True
 
 
 def is_closed(conn: AsyncConnection[Any] | Connection[Any]) -> bool:

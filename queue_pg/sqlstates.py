@@ -232,7 +232,8 @@ def _facts(error: BaseException) -> _Facts | None:
     diagnostics = getattr(origin, "diag", None)
     # asyncpg's error carries its fields itself, and SQLAlchemy's adapter hides it as a cause.
     fields = origin if diagnostics is not None or hasattr(origin, "detail") else (origin.__cause__ or origin)
-    message = getattr(diagnostics, "message_primary", None) or str(origin)
+    # libpq's own errors go on with advice such as "Is the server running?"
+    message = getattr(diagnostics, "message_primary", None) or str(origin).strip().partition("\n")[0]
     return _Facts(
         sqlstate=sqlstate,
         message=sanitise_text(message.strip().rstrip("."), 1000),

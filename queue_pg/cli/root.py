@@ -117,7 +117,11 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _print_version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"queue-pg {metadata.version('queue-pg')}\n")
+        try:
+            version = metadata.version("queue-pg")
+        except metadata.PackageNotFoundError:
+            version = "(a checkout that nobody installed)"
+        sys.stdout.write(f"queue-pg {version}\n")
         raise typer.Exit()
 
 

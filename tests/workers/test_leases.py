@@ -318,10 +318,16 @@ async def test_an_outcome_outlives_an_outage(
         return await real(connection, outcomes)
 
     monkeypatch.setattr(store, "finish", away)
-    async with running(dsn) as worker, emitted(worker, "outage") as outage, emitted(worker, "recovered") as recovered:
+    async with (
+        running(dsn) as worker,
+        emitted(worker, "outage") as outage,
+        emitted(worker, "recovered") as recovered,
+        emitted(worker, "finished") as recorded,
+    ):
         job = await queue.submit("chat", {"prompt": "x"})
         assert await outage() == "recording outcomes"
         assert await recovered() == "recording outcomes"
+        assert await recorded() == (job.id, True, "completed")
         end = await finished(queue, job.id)
     assert (end.state, end.attempt) == ("completed", 1)
     assert refusals == 0

@@ -48,6 +48,22 @@ async def test_a_killed_worker_s_job_is_finished_by_another_once(
     assert await cursor.fetchone() == (1,)
 
 
+async def test_a_worker_that_slept_past_its_lease_stops_its_handler(dsn: str, queue: Queue, pipe: Pipe) -> None:
+    job = await queue.submit("hang_at_first")
+    async with worker_process(dsn, "telling_tasks", pipe=pipe, env=SHORT_LEASE) as first:
+        await first.told("began", 1)
+        first.signal(signal.SIGSTOP)
+        async with worker_process(dsn, "telling_tasks", pipe=pipe, env=SHORT_LEASE) as second:
+            await second.told("began", 2)
+            end = await finished(queue, job.id)
+        first.signal(signal.SIGCONT)
+        await first.told("stopped", 1)
+        first.signal(signal.SIGTERM)
+        assert await first.ended() == 0
+    assert (await queue.get(job.id)) == end
+    assert (end.state, end.result, end.lease_token) == ("completed", 2, 2)
+
+
 async def test_sigterm_lets_running_jobs_finish(dsn: str, queue: Queue, tmp_path: Path, pipe: Pipe) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import psycopg
 
@@ -30,12 +31,16 @@ MAX_UNFLUSHED_BYTES = 64 * 1024 * 1024
 # argument". All else (disk full, failing over, a deadlock, a function that a migration replaces) passes, so we wait.
 _DATA_ERROR_CLASSES = ("22", "23", "54", "QP")
 
+_END_STATES = {"complete": "completed", "discard": "failed", "cancel": "cancelled"}
+
 
 class _Entry:
-    __slots__ = ("held", "outcome", "refused", "size")
+    __slots__ = ("held", "outcome", "refused", "size", "unknown")
 
     def __init__(self, held: Held, outcome: Outcome) -> None:
         self.refused = False
+        # Sent before without an answer: it may have been recorded then.
+        self.unknown = False
         self.held = held
         self.outcome = outcome
         self.size = len(outcome.result or "") + len(outcome.error or "") + 200
@@ -94,10 +99,16 @@ class Finisher:
 
     def _next_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []
+        ids: set[UUID] = set()
         size = 0
         while self._waiting and len(batch) < MAX_BATCH_JOBS and (not batch or size < MAX_BATCH_BYTES):
+            # Of a job that is in a batch twice, the first entry counts: one that was sent before without an answer
+            # must not shadow that of the job's next claim.
+            if self._waiting[0].outcome.id in ids:
+                break
             entry = self._waiting.popleft()
             self._bytes -= entry.size
+            ids.add(entry.outcome.id)
             if entry.held.lost:
                 self._done(entry, accepted=False, state=None)
                 continue
@@ -123,6 +134,8 @@ class Finisher:
     async def _refused(self, batch: list[_Entry], error: Exception) -> None:
         if not _is_about_data(error):
             # Recorded or not, who knows: asking again is safe, the token lets it count once.
+            for entry in batch:
+                entry.unknown = True
             self._put_back(batch)
             await asyncio.sleep(self._outage.failed(error))
         elif len(batch) > 1:
@@ -156,8 +169,9 @@ class Finisher:
     def _answered(self, batch: Sequence[_Entry], answers: Sequence[Finished]) -> None:
         by_id = {answer.id: answer for answer in answers}
         for entry in batch:
-            answer = by_id.get(entry.outcome.id)
-            self._done(entry, accepted=answer is not None and answer.accepted, state=answer.state if answer else None)
+            answer = by_id[entry.outcome.id]
+            recorded_before = entry.unknown and answer.state == _END_STATES.get(entry.outcome.outcome)
+            self._done(entry, accepted=answer.accepted or recorded_before, state=answer.state)
 
     def _done(self, entry: _Entry, *, accepted: bool, state: str | None) -> None:
         self._leases.remove(entry.held)

@@ -119,13 +119,16 @@ class Heartbeat:
             check, self._check_now = self._check_now or now >= next_check, False
             if self._stopping:
                 break
-            held = self._leases.all()
             try:
+                connection = self._connected()
+                held = self._leases.all()
+                if self._stopping:
+                    break  # connecting can take long; a row forgotten meanwhile must not come back
                 if beat:
-                    self._beat(self._connected(), held)
+                    self._beat(connection, held)
                     self._plan(now)
                 elif check and held:
-                    self._check(self._connected(), held)
+                    self._check(connection, held)
                 next_check = now + (CHECK_SECONDS_WHILE_LISTENING if self._listening() else CHECK_SECONDS)
                 self._outage.over()
             except (psycopg.Error, OSError) as error:

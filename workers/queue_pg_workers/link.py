@@ -83,6 +83,11 @@ class Link:
         if self._lock.locked() and self._connection is not None:
             asyncio.get_running_loop().call_later(seconds, self._cut, self._connection, self._statements)
 
+    def cut(self) -> None:
+        """Cut off the statement that runs now, if one does."""
+        if self._lock.locked() and self._connection is not None:
+            sever(self._connection)
+
     def hurry(self, seconds: float) -> None:
         """From now on, spend no more than this many seconds in all; for a worker that has been asked to end."""
         self._deadline = asyncio.get_running_loop().time() + seconds

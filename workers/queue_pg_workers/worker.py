@@ -302,15 +302,17 @@ class Worker:
             await asyncio.wait(self._running, timeout=CANCEL_PATIENCE_SECONDS + 0.2)
         self._finisher.close()
         await asyncio.wait({finishing}, timeout=CLEANUP_SECONDS)
+        for link in (self._claiming, self._finishing):
+            link.cut()
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background, timeout=0.5)
         # Before the row is forgotten, or a last heartbeat would bring it back.
         await self._blocking(self._heartbeat.stop, self.wakeups.close, timeout_seconds=1.0)
         try:
             await self._claiming.run(lambda connection: store.forget_worker(connection, self.id))
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not remove its row: %s", self.id, error)
-        for task in background:
-            task.cancel()
-        await asyncio.wait(background, timeout=0.5)
         self._attempts.close()
         self._threads.close()
         await self._claiming.close()

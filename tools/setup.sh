@@ -23,7 +23,6 @@ new_enough() {
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        new_enough "$PYTHON" || fail "PYTHON=$PYTHON is not a Python of version 3.11 or newer."
         found=$PYTHON
         return
     fi
@@ -44,11 +43,20 @@ ready() {
     [ -x "$python" ] && [ -f ".venv/.ready-$1" ] && [ "$(cat ".venv/.ready-$1")" = "$(state "$2")" ]
 }
 
-! ready dev requirements-dev.lock || exit 0
-! ready "$what" "$lock" || exit 0
+# Whether .venv can be used as it is: made with the interpreter that PYTHON names, if it names one.
+usable() {
+    [ -x "$python" ] && new_enough "$python" || return 1
+    [ -z "${PYTHON:-}" ] || [ "$("$PYTHON" -V 2>&1)" = "$("$python" -V 2>&1)" ]
+}
+
+[ -z "${PYTHON:-}" ] || new_enough "$PYTHON" || fail "PYTHON=$PYTHON is not a Python of version 3.11 or newer."
+if usable; then
+    ! ready dev requirements-dev.lock || exit 0
+    ! ready "$what" "$lock" || exit 0
+fi
 
 uv=$(command -v uv || true)
-if ! { [ -x "$python" ] && new_enough "$python"; }; then
+if ! usable; then
     find_python
     if [ -n "$uv" ]; then
         echo "Making .venv with uv"

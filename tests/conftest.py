@@ -27,6 +27,7 @@ from psycopg import sql
 
 from queue_pg.dsn import normalise_dsn, with_database
 from queue_pg.embedded import EmbeddedPostgres
+from queue_pg.errors import ConfigError
 from queue_pg.schema import migrate
 from queue_pg.settings import Settings, variables
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CHOICE = os.environ.get("QUEUE_PG_TEST_POSTGRES", "embedded").strip() or "embedded"
 CONTAINERS = "testcontainers:"
+ORPHAN_SECONDS = 60
 CONTAINER_COMMAND = "postgres -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200"
 
 
@@ -58,13 +60,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker_input is not None:
         config.stash[_RUN] = _Run(folder=Path(worker_input["queue_pg_folder"]), dsn=worker_input["queue_pg_dsn"])
         return
-    run = _Run(folder=Path(tempfile.mkdtemp(prefix="queue-pg-tests-", dir=_fast_place())), dsn=None)
-    run.folder.chmod(0o711)  # as root, the server's account has to pass through
-    if not CHOICE.startswith(CONTAINERS):
-        run.dsn = None if CHOICE == "embedded" else normalise_dsn(CHOICE)
-    elif not config.option.collectonly:
-        run.container, run.dsn = _start_container(CHOICE.removeprefix(CONTAINERS))
+    run = _Run(folder=_make_folder(), dsn=None)
     config.stash[_RUN] = run
+    if CHOICE.startswith(CONTAINERS):
+        if not config.option.collectonly:
+            run.container, run.dsn = _start_container(CHOICE.removeprefix(CONTAINERS))
+    elif CHOICE != "embedded":
+        try:
+            run.dsn = normalise_dsn(CHOICE)
+        except ConfigError as error:
+            raise pytest.UsageError(
+                f"QUEUE_PG_TEST_POSTGRES is neither embedded, testcontainers:<image> nor a DSN: {error}"
+            ) from None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -131,12 +138,33 @@ def _fast_place() -> str | None:
 
 
 def _start_container(image: str) -> tuple[Any, str]:
+    from docker.errors import DockerException
     from testcontainers.community.postgres import PostgresContainer
 
-    container = PostgresContainer(image, username="postgres", password="postgres", dbname="postgres", driver=None)
-    container.with_command(CONTAINER_COMMAND)
-    container.start()
+    try:
+        container = PostgresContainer(image, username="postgres", password="postgres", dbname="postgres", driver=None)
+        container.with_command(CONTAINER_COMMAND)
+        container.start()
+    except DockerException as error:
+        raise pytest.UsageError(f"QUEUE_PG_TEST_POSTGRES={CHOICE} needs a container engine: {error}") from None
     return container, container.get_connection_url()
+
+
+def _make_folder() -> Path:
+    """Make the run's folder, and remove those of runs that were killed; a live run holds a lock in its folder."""
+    place = _fast_place() or tempfile.gettempdir()
+    for old in Path(place).glob("queue-pg-tests-*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime < ORPHAN_SECONDS:
+                continue  # it may be about to take its lock
+            with (old / "run.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="queue-pg-tests-", dir=place))
+    folder.chmod(0o711)  # as root, the server's account has to pass through
+    descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # until this process ends
+    return folder
 
 
 def _remove_embedded(server: EmbeddedPostgres) -> None:

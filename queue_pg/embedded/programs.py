@@ -14,6 +14,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,22 +155,22 @@ def _runs(account: Account, programs: Path) -> bool:
     return account.run(command, env=child_environment()).returncode == 0
 
 
-def shared_places(use: str) -> list[Path]:
-    """Return folders that every account may enter, best first. Made by root and writable by root only."""
-    places: list[Path] = []
+def shared_places(use: str) -> Iterator[Path]:
+    """Make folders that every account may enter and only root may write to, best first, as long as the caller asks."""
     for place in (
         Path("/var") / {"cache": "cache", "data": "lib"}[use] / "queue-pg",
         Path(tempfile.gettempdir()) / "queue-pg-root",
     ):
-        with suppress(OSError):
+        try:
             place.mkdir(mode=0o755, exist_ok=True)
             state = place.lstat()
             # In /tmp somebody else could have made it first, to swap the programs that root starts.
             if place.is_symlink() or state.st_uid != os.geteuid() or state.st_mode & 0o022:
                 continue
             place.chmod(0o755)
-            places.append(place)
-    return places
+        except OSError:
+            continue
+        yield place
 
 
 def _copied(home: Path, place: Path) -> Path | None:

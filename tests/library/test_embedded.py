@@ -403,6 +403,6 @@ def test_shared_place_of_somebody_else_is_not_trusted(place: Path, monkeypatch: 
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)
     monkeypatch.setattr(programs.tempfile, "gettempdir", lambda: str(place))
-    assert theirs not in programs.shared_places("cache")
+    assert theirs not in list(programs.shared_places("cache"))
     with suppress(OSError):
         Path("/var/cache/queue-pg").rmdir()

@@ -13,11 +13,12 @@ import pytest
 from queue_pg_workers import finisher
 from queue_pg_workers.finisher import Finisher
 from queue_pg_workers.leases import Held, Leases
-from queue_pg_workers.outcomes import released, returned
+from queue_pg_workers.outcomes import released
 from queue_pg_workers.signals import Signals
 
 from queue_pg import store
 from queue_pg.models import ClaimedJob, Finished, Outcome
+from queue_pg.outcomes import of_return
 
 
 def held(job_id: UUID | None = None, *, token: int = 1) -> Held:
@@ -73,7 +74,7 @@ async def flush(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, *entries: t
 
 
 def completed(one: Held, value: Any = 1) -> tuple[Held, Outcome]:
-    return one, returned(one.job.id, one.job.lease_token, value)
+    return one, of_return(one.job.id, one.job.lease_token, value)
 
 
 async def test_what_has_gathered_goes_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from queue_pg.errors import InvalidJob
 from queue_pg.models import Outcome
+from queue_pg.outcomes import of_error, of_return
 from queue_pg.payloads import UnreadableJson, decode_json
 from queue_pg.tasks import JobContext, job_context
 from queue_pg_workers.kinds import Handler, RunIn
 from queue_pg_workers.leases import Held, Interruption
-from queue_pg_workers.outcomes import payload_invalid, payload_unreadable, raised, released, returned, timed_out
+from queue_pg_workers.outcomes import payload_invalid, payload_unreadable, released, timed_out
 from queue_pg_workers.processes import HandlerProcesses, ProcessCall
 from queue_pg_workers.signals import Signals
 from queue_pg_workers.threads import HandlerThreads
@@ -85,7 +86,7 @@ class Attempts:
             raise _Refused(payload_invalid(job, invalid)) from None
         except Exception as error:
             # Validators are the user's code too.
-            raise _Refused(raised(job.id, job.lease_token, error)) from None
+            raise _Refused(of_error(job.id, job.lease_token, error)) from None
         context = JobContext(
             job_id=job.id,
             kind=job.kind,
@@ -150,21 +151,21 @@ async def _on_loop(fn: Callable[..., Awaitable[Any]], kwargs: Mapping[str, Any],
     """
     try:
         with job_context(context):
-            return returned(context.job_id, context.lease_token, await fn(**kwargs))
+            return of_return(context.job_id, context.lease_token, await fn(**kwargs))
     except BaseException as error:
-        return raised(context.job_id, context.lease_token, error)
+        return of_error(context.job_id, context.lease_token, error)
 
 
 def _in_thread(fn: Callable[..., Any], kwargs: Mapping[str, Any], context: JobContext) -> Outcome:
     try:
         with job_context(context):
-            return returned(context.job_id, context.lease_token, fn(**kwargs))
+            return of_return(context.job_id, context.lease_token, fn(**kwargs))
     except BaseException as error:
-        return raised(context.job_id, context.lease_token, error)
+        return of_error(context.job_id, context.lease_token, error)
 
 
 def _in_process(run: Callable[[], Outcome], context: JobContext) -> Outcome:
     try:
         return run()
     except BaseException as error:
-        return raised(context.job_id, context.lease_token, error)
+        return of_error(context.job_id, context.lease_token, error)

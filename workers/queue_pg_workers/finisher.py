@@ -16,7 +16,7 @@ from queue_pg.models import Finished, Outcome
 from queue_pg_workers.leases import Held, Leases
 from queue_pg_workers.link import Link
 from queue_pg_workers.outage import Outage
-from queue_pg_workers.outcomes import result_invalid
+from queue_pg_workers.outcomes import result_refused
 from queue_pg_workers.signals import Signals
 
 log = logging.getLogger(__name__)
@@ -157,8 +157,8 @@ class Finisher:
             self._done(batch[0], accepted=False, state=None)
         else:
             self._in_flight = 0
-            job, reason = batch[0].held.job, f"the database refuses the result: {_said(error)}"
-            await self._flush([_Entry(batch[0].held, result_invalid(job.id, job.lease_token, reason))])
+            held = batch[0].held
+            await self._flush([_Entry(held, result_refused(held.job, _said(error)))])
 
     def _put_back(self, batch: Sequence[_Entry]) -> None:
         for entry in reversed(batch):

@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from queue_pg.models import Outcome
+from queue_pg.outcomes import of_error, of_return
 from queue_pg.tasks import JobContext, Task, job_context
-from queue_pg_workers.outcomes import raised, returned
 
 
 class ProcessDied(Exception):
@@ -58,9 +58,9 @@ class ProcessCall:
                 found = getattr(found, name)
             fn = found.fn if isinstance(found, Task) else found
             with job_context(context):
-                return returned(context.job_id, context.lease_token, fn(**pickle.loads(self.arguments)))  # noqa: S301
+                return of_return(context.job_id, context.lease_token, fn(**pickle.loads(self.arguments)))  # noqa: S301
         except BaseException as error:
-            return raised(context.job_id, context.lease_token, error)
+            return of_error(context.job_id, context.lease_token, error)
 
 
 class _Child:

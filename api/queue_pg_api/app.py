@@ -69,8 +69,10 @@ async def _http_refusal(request: Request, error: Exception) -> Response:
     """Give what Starlette refuses (no such path, wrong method) the shape of all other refusals."""
     if not isinstance(error, HTTPException):
         return error_response(error)
-    status = HTTPStatus(error.status_code)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(status, status.phrase.lower().replace(" ", "_"))
+    status = error.status_code
+    code = {404: "not_found", 405: "method_not_allowed"}.get(
+        status, HTTPStatus(status).phrase.lower().replace(" ", "_")
+    )
     allowed = (error.headers or {}).get("Allow", "")
     detail = {
         404: "No such path. /docs lists what there is.",

@@ -44,7 +44,7 @@ def find_unstorable(body: bytes) -> str | None:
             children = cast("dict[str, Any]", item).items()
             stack.extend((child, (*path, key)) for key, child in reversed(children))
         elif isinstance(item, list):
-            elements = cast("list[Any]", item)
+            elements = cast("Sequence[Any]", item)
             stack.extend((elements[index], (*path, index)) for index in reversed(range(len(elements))))
     return None if deepest is None else field_path(deepest)
 

@@ -217,10 +217,11 @@ def _refuse_encodings(request: Request) -> None:
 
 
 def _too_large(limit: int) -> ApiError:
+    # The connection stays open: closed while the client is still sending, it would be reset, and the client would
+    # never see this answer. The server reads on and keeps nothing.
     return ApiError(
         413,
         "body_too_large",
         f"The body is over the limit of {limit:,} bytes. Send many jobs as NDJSON (application/x-ndjson).",
-        headers={"connection": "close"},
         limit=limit,
     )

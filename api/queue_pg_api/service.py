@@ -63,6 +63,7 @@ class Service:
         self.kinds = Kinds(self.queue, settings.unknown_kinds)
         # Slow bulk submissions hold a connection each; they must not take all that others need.
         self.bulk_slots = asyncio.Semaphore(max(1, settings.pool_size // 3))
+        self._probe: asyncio.Task[bool] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._maintaining: asyncio.Task[None] | None = None
         self._schema_fault: QueuePgError | None = None
@@ -92,6 +93,9 @@ class Service:
         if self._waking is None or self._maintaining is None:
             return
         self._waking.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
         # Maintenance ends by itself: cancelled while it connects, it would leave a half-open connection behind, and
         # for the server that is a client which still has to log in.
         await asyncio.wait([self._maintaining], timeout=STOP_SECONDS)
@@ -120,11 +124,18 @@ class Service:
 
     async def database_connected(self) -> bool:
         """Tell whether the database answers, within PROBE_TIMEOUT_SECONDS."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._ask_database())
+        # Not cancelled when it takes too long: on a network that swallows everything that alone takes seconds. Later
+        # probes wait for the same answer.
+        await asyncio.wait([self._probe], timeout=PROBE_TIMEOUT_SECONDS)
+        return self._probe.done() and self._probe.result()
+
+    async def _ask_database(self) -> bool:
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                async with self.queue.connection() as connection:
-                    await store.held(connection, [], [])
-        except (DatabaseUnavailable, TimeoutError):
+            async with self.queue.connection() as connection:
+                await store.held(connection, [], [])
+        except DatabaseUnavailable:
             return False
         except QueuePgError:  # it answers; what is wrong with the schema is /readyz' business
             return True

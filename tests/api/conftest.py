@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
-from starlette.applications import Starlette
-
-from queue_pg.settings import Settings
 from queue_pg_api.app import create_app
 from queue_pg_api.server import Server, configure, listen
 from queue_pg_api.service import Service
+from starlette.applications import Starlette
+
+from queue_pg.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tcp_proxy
 
 MakeClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -33,6 +37,14 @@ async def client_of(app: Starlette) -> AsyncGenerator[httpx.AsyncClient]:
         httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def dsn(dsn: str) -> str:
+    """A database whose history has its partitions, as any has that has been served for a second."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select queue_pg.maintain_history()")
+    return dsn
 
 
 @pytest.fixture
@@ -69,38 +81,29 @@ class Served:
     url: str
     port: int
     service: Service
+    task: asyncio.Task[None]
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self.server.should_exit = True
-
-
-@asynccontextmanager
-async def serve(app: Starlette) -> AsyncGenerator[tuple[Served, asyncio.Task[None]]]:
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    config = configure(app, host="127.0.0.1", port=port, log_level="WARNING", access_log=False, reload=False)
-    config.log_config = None
-    server = Server(config)
-
-    async def run() -> None:
-        # Signals belong to pytest.
-        await server._serve([listener])
-
-    task = asyncio.create_task(run())
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
-            await probe.get("/livez")
-        yield Served(server, f"http://127.0.0.1:{port}", port, app.state.service), task
-    finally:
-        server.should_exit = True
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await self.task
 
 
 @pytest.fixture
 async def served(app: Starlette) -> AsyncIterator[Served]:
-    async with serve(app) as (served, _):
-        yield served
+    """Serve the API on a free port; `server_task` ends when the server has stopped."""
+    listener = listen("127.0.0.1", 0)
+    port: int = listener.getsockname()[1]
+    config = configure(app, host="127.0.0.1", port=port, log_level="WARNING", access_log=False, reload=False)
+    server = Server(config)
+    # Not serve(): signals belong to pytest.
+    task = asyncio.create_task(server._serve([listener]))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
+            await probe.get("/livez")
+        yield Served(server, f"http://127.0.0.1:{port}", port, app.state.service, task)
+    finally:
+        server.should_exit = True
+        await task
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-
 from queue_pg_api import bodies
 
 ClaimOne = Callable[..., Awaitable[dict[str, Any]]]
@@ -23,6 +22,10 @@ async def refused(client: httpx.AsyncClient, path: str, body: bytes, **headers: 
     assert refusal["code"]
     assert refusal["field"] in refusal["detail"]
     return refusal
+
+
+def with_payload(text: str) -> bytes:
+    return f'{{"kind": "chat", "payload": {text}}}'.encode()
 
 
 # The table of input facts: each as a value inside the payload, and the field that the refusal must name.
@@ -65,7 +68,7 @@ async def test_what_json_or_postgres_cannot_hold(
 async def test_results_are_checked_like_payloads(client: httpx.AsyncClient, claim_one: ClaimOne, value: str) -> None:
     await client.post("/jobs", json={"kind": "chat"})
     job = await claim_one()
-    body = '{"lease_token": %d, "result": {"text": %s}}' % (job["lease_token"], value)
+    body = f'{{"lease_token": {job["lease_token"]}, "result": {{"text": {value}}}}}'
     refusal = await refused(client, f"/jobs/{job['id']}/complete", body.encode())
     assert refusal["field"].startswith("result.text")
     # The refusal cost nothing: the lease stands and the right result is taken.
@@ -86,7 +89,7 @@ async def test_results_are_checked_like_payloads(client: httpx.AsyncClient, clai
     ],
 )
 async def test_odd_but_right_values_are_stored(client: httpx.AsyncClient, value: str, stored: Any) -> None:
-    answer = await client.post("/jobs", content=('{"kind": "chat", "payload": %s}' % value).encode())
+    answer = await client.post("/jobs", content=with_payload(value))
     assert answer.status_code == 201, answer.text
     assert answer.json()["payload"] == stored
 
@@ -96,15 +99,13 @@ async def test_odd_but_right_values_are_stored(client: httpx.AsyncClient, value:
 async def test_nesting_is_bounded(client: httpx.AsyncClient, depth: int, opening: str) -> None:
     closing = "]" if opening == "[" else "}"
     nested = opening * depth + "1" + closing * depth
-    refusal = await refused(client, "/jobs", ('{"kind": "chat", "payload": %s}' % nested).encode())
+    refusal = await refused(client, "/jobs", with_payload(nested))
     assert "nested deeper than 64" in refusal["detail"]
 
 
 async def test_nesting_within_the_bound_is_fine(client: httpx.AsyncClient) -> None:
     nested = "[" * 62 + "]" * 62
-    assert (
-        await client.post("/jobs", content=('{"kind": "chat", "payload": %s}' % nested).encode())
-    ).status_code == 201
+    assert (await client.post("/jobs", content=with_payload(nested))).status_code == 201
 
 
 MALFORMED = {

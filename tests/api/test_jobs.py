@@ -12,7 +12,6 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
-
 from queue_pg_api import answers
 from queue_pg_api.service import Service
 

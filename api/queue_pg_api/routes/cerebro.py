@@ -93,9 +93,9 @@ async def complete_taken_job(call: Call[NoQuery, CerebroCompleteBody]) -> Respon
     /get_job gave is current; afterwards the answer is 409, and sending it again never helps.
     """
     body = call.body
-    job_id = parse_job_id(body.job_id)
     if body.error is not None and body.status == "completed":
         raise invalid("error", 'contradicts status "completed"')
+    job_id = parse_job_id(body.job_id)
     token = body.lease_token if body.lease_token is not None else await _current_token(call, job_id)
     queue = call.service.queue
     if body.error is not None or body.status == "failed":

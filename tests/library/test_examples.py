@@ -1,0 +1,49 @@
+"""The library's examples run as they stand, twice on one database."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+PRINTED = {
+    "quickstart.py": """submitted: greet is queued
+result: Hello world
+later: scheduled
+cancelled: cancelled
+""",
+    "tasks.py": """refused: payload.words: Input should be a valid integer, unable to parse string as an integer
+summarise: completed urgent things go first
+summarise: completed one two three
+fetch: completed {'url': 'https://example.org/', 'attempt': 1}
+""",
+    "transaction_psycopg.py": "send_receipt for a book: queued\n",
+    "transaction_sqlalchemy.py": "send_receipt for order 1: queued\n",
+    "transaction_django.py": "rolled back: the payment failed\nsend_receipt for a book: queued\n",
+}
+
+
+def run(example: str, dsn: str, folder: Path) -> str:
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": dsn}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "examples" / example)],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("example", PRINTED)
+def test_example(example: str, dsn: str, tmp_path: Path) -> None:
+    assert run(example, dsn, tmp_path) == PRINTED[example]
+    # A second run works too; what is in the database already may show.
+    assert run(example, dsn, tmp_path)

@@ -1,0 +1,38 @@
+"""What the guides show runs: SQL as it stands, Python at least compiles and names only what exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import queue_pg
+from queue_pg import Queue
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / guide).read_text(), re.DOTALL | re.MULTILINE)
+
+
+async def test_the_sql_guide_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
+    shown = blocks("sql.md", "sql")
+    assert len(shown) > 5
+    for block in shown:
+        await conn.execute(block)
+    async with Queue(dsn, notify=False) as queue:
+        states = sorted(job.state for job in (await queue.list()).jobs)
+    assert {"completed", "scheduled", "cancelled"} <= set(states)
+
+
+@pytest.mark.parametrize("block", blocks("python.md", "python"), ids=lambda block: block.strip().splitlines()[0][:40])
+def test_the_python_guide_compiles(block: str) -> None:
+    compile(block, "python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for name in re.findall(r"\bqueue\.(\w+)\(", block):
+        assert hasattr(Queue, name)
+    for names in re.findall(r"from queue_pg import ([\w, ]+)", block):
+        assert set(names.split(", ")) <= set(queue_pg.__all__)

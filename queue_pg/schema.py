@@ -163,6 +163,9 @@ def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECO
                 _refuse(found := plan(conn))
                 for migration in found.pending:
                     _apply(conn, migration)
+                if found.pending:
+                    # Partitions for what finishes first, before any process maintains.
+                    conn.execute(statement("maintain_history"))
         except psycopg.errors.LockNotAvailable as error:
             raise MigrationBusy(
                 f"No lock within {lock_timeout_seconds:g} s:"
@@ -192,7 +195,7 @@ def render(pending: Sequence[Migration]) -> str:
         for key, value in values.items():
             text = text.replace(f"%({key})s", sql.Literal(value).as_string())
         parts += [f"-- {migration.name}", migration.text.rstrip(), text.rstrip().rstrip(";") + ";"]
-    return "\n\n".join([*parts, "commit;", ""])
+    return "\n\n".join([*parts, statement("maintain_history").rstrip() + ";", "commit;", ""])
 
 
 def verify(conn: Connection) -> list[str]:

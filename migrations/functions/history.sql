@@ -10,10 +10,12 @@ language sql immutable as $$
 $$;
 
 -- Makes sure that `parent` has a partition for the moment `at`, and returns the end of the one that covers it.
--- A new one is `width` wide unless its neighbours leave less room. It is filled before it is attached with what the
--- default partition holds of its range, and ATTACH takes no lock that writers of other partitions wait for.
+-- A new one is `width` wide unless its neighbours leave less room, and takes over what the default partition holds of
+-- its range. ATTACH takes no lock that writers of other partitions wait for; writers of the default one do wait, so a
+-- range of which it holds very much is left to it, to be swept when its time has come.
 -- Raises lock_not_available when the default partition is busy; the caller tries again later.
-create or replace function queue_pg.cover(parent text, key text, at timestamptz, width interval, out covered_until timestamptz, out created boolean)
+create or replace function queue_pg.cover(
+  parent text, key text, at timestamptz, width interval, out covered_until timestamptz, out created boolean)
 language plpgsql
 set lock_timeout = '250ms'
 as $$
@@ -21,6 +23,7 @@ declare
   v_from timestamptz;
   v_to timestamptz;
   v_name text;
+  v_misplaced bigint;
 begin
   created := false;
   select p.to_at into covered_until from queue_pg.partitions p
@@ -33,16 +36,24 @@ begin
   select greatest(v_from, max(p.to_at) filter (where p.to_at <= cover.at)),
     least(v_to, min(p.from_at) filter (where p.from_at > cover.at))
   into v_from, v_to from queue_pg.partitions p where p.parent = cover.parent;
+  covered_until := v_to;
 
+  -- Before the look: a row written to the default partition after it would make ATTACH fail.
+  execute format('lock table queue_pg.%I in access exclusive mode', parent || '_default');
+  execute format('select count(*) from (select from queue_pg.%I where %I >= %L and %I < %L limit 50001) d',
+    parent || '_default', key, v_from, key, v_to) into v_misplaced;
+  if v_misplaced > 50000 then
+    return;
+  end if;
   v_name := format('%s_%s', parent, to_char(v_from at time zone 'utc', 'YYYYMMDD"t"HH24MISS'));
   execute format('create table queue_pg.%I (like queue_pg.%I including defaults including constraints)', v_name, parent);
   execute format(
-    'with moved as (delete from queue_pg.%I where %I >= %L and %I < %L returning *) insert into queue_pg.%I select * from moved',
+    'with moved as (delete from queue_pg.%I where %I >= %L and %I < %L returning *) '
+    'insert into queue_pg.%I select * from moved',
     parent || '_default', key, v_from, key, v_to, v_name);
   execute format('alter table queue_pg.%I attach partition queue_pg.%I for values from (%L) to (%L)',
     parent, v_name, v_from, v_to);
   insert into queue_pg.partitions (parent, name, from_at, to_at) values (cover.parent, v_name, v_from, v_to);
-  covered_until := v_to;
   created := true;
 end
 $$;

@@ -11,7 +11,6 @@ language plpgsql as $$
 declare
   v_now timestamptz := queue_pg.now();
   v_element jsonb;
-  v_owner uuid;
   v_row record;
   v_wanted uuid[];
   v_owners uuid[];
@@ -30,37 +29,34 @@ begin
   from generate_series(1, jsonb_array_length(submit_many.jobs)) n;
   v_owners := v_wanted;
 
-  -- Keys are taken in their own order, so that two submitters with the same keys cannot deadlock.
+  -- Keys are taken in their own order, so that two submitters with the same keys cannot deadlock. Within one array the
+  -- first job with a key has it, and the others are compared with that one.
   for v_row in
-    select e.ordinality as nr, e.value as job,
-      coalesce(e.value ->> 'org', 'default') as org, e.value ->> 'unique_key' as unique_key
-    from jsonb_array_elements(submit_many.jobs) with ordinality e
-    where e.value ->> 'unique_key' is not null
-    order by 3, 4, 1
+    with keyed as (
+      select e.ordinality as nr, e.value ->> 'kind' as kind, e.value ->> 'unique_key' as unique_key,
+        coalesce(e.value ->> 'org', 'default') as org, coalesce(e.value ->> 'queue', 'default') as queue,
+        coalesce(nullif(e.value -> 'payload', 'null'), '{}') as payload
+      from jsonb_array_elements(submit_many.jobs) with ordinality e
+      where e.value ->> 'unique_key' is not null
+    )
+    select k.*, first_value(k.nr) over same_key as first_nr,
+      (k.kind, k.queue, k.payload) = (
+        first_value(k.kind) over same_key, first_value(k.queue) over same_key, first_value(k.payload) over same_key
+      ) as same_body
+    from keyed k
+    window same_key as (partition by k.org, k.unique_key order by k.nr)
+    order by k.org, k.unique_key, k.nr
   loop
     if length(v_row.unique_key) not between 1 and 255 then
       perform queue_pg.raise_invalid('unique_key', 'must have 1 to 255 characters');
     end if;
-    -- Within one array the first job with a key is the one: it must be findable for the second, so it is compared here.
-    select v_wanted[e.ordinality] into v_owner
-    from jsonb_array_elements(submit_many.jobs) with ordinality e
-    where e.value ->> 'unique_key' = v_row.unique_key and coalesce(e.value ->> 'org', 'default') = v_row.org
-    order by e.ordinality limit 1;
-    if v_owner <> v_wanted[v_row.nr] then
-      v_owners[v_row.nr] := v_owners[array_position(v_wanted, v_owner)];
-      if exists (
-        select from jsonb_array_elements(submit_many.jobs) with ordinality e
-        where v_wanted[e.ordinality] = v_owner and (
-          e.value ->> 'kind' <> v_row.job ->> 'kind'
-          or coalesce(e.value ->> 'queue', 'default') <> coalesce(v_row.job ->> 'queue', 'default')
-          or coalesce(nullif(e.value -> 'payload', 'null'), '{}') <> coalesce(nullif(v_row.job -> 'payload', 'null'), '{}'))
-      ) then
-        perform queue_pg.raise_key_conflict(v_row.unique_key, v_owners[v_row.nr]);
-      end if;
-    else
+    if v_row.nr = v_row.first_nr then
       v_owners[v_row.nr] := queue_pg.take_unique_key(
-        v_row.org, v_row.unique_key, v_wanted[v_row.nr], coalesce(v_row.job ->> 'queue', 'default'),
-        v_row.job ->> 'kind', coalesce(nullif(v_row.job -> 'payload', 'null'), '{}'));
+        v_row.org, v_row.unique_key, v_wanted[v_row.nr], v_row.queue, v_row.kind, v_row.payload);
+    elsif v_row.same_body then
+      v_owners[v_row.nr] := v_owners[v_row.first_nr];
+    else
+      perform queue_pg.raise_key_conflict(v_row.unique_key, v_owners[v_row.first_nr]);
     end if;
   end loop;
 

@@ -3,7 +3,8 @@
 
 -- Gives the key to the new job `id`, or returns the job that has it already and asks for the same work.
 -- Waits for an open transaction that is submitting with the same key: only its outcome decides. Raises QP004 when the
--- key belongs to other work. Locks one row of unique_keys.
+-- key belongs to other work. A key that is in use is read without a lock: whoever finishes its job updates the row,
+-- and must not wait for the end of this caller's transaction.
 create or replace function queue_pg.take_unique_key(
   org text, unique_key text, id uuid, queue text, kind text, payload jsonb) returns uuid
 language plpgsql as $$
@@ -11,27 +12,31 @@ declare
   v_key queue_pg.unique_keys;
   v_job queue_pg.all_jobs;
 begin
-  insert into queue_pg.unique_keys as u (org, unique_key, job_id)
-  values (take_unique_key.org, take_unique_key.unique_key, take_unique_key.id)
-  on conflict on constraint unique_keys_pkey do nothing;
-  if found then
-    return take_unique_key.id;
-  end if;
-
-  select u.* into v_key from queue_pg.unique_keys u
-  where u.org = take_unique_key.org and u.unique_key = take_unique_key.unique_key
-  for update;
-  if v_key.job_id = take_unique_key.id then
-    return take_unique_key.id;
-  end if;
-  select j.* into v_job from queue_pg.job(v_key.job_id) j;
-  if v_job.id is null or v_key.expires_at <= queue_pg.now() then
-    -- Its job is forgotten, or the sweep has removed the key between the two statements above.
+  loop
     insert into queue_pg.unique_keys as u (org, unique_key, job_id)
     values (take_unique_key.org, take_unique_key.unique_key, take_unique_key.id)
-    on conflict on constraint unique_keys_pkey do update set job_id = excluded.job_id, expires_at = null;
-    return take_unique_key.id;
-  end if;
+    on conflict on constraint unique_keys_pkey do nothing;
+    if found then
+      return take_unique_key.id;
+    end if;
+
+    select u.* into v_key from queue_pg.unique_keys u
+    where u.org = take_unique_key.org and u.unique_key = take_unique_key.unique_key;
+    if v_key.job_id = take_unique_key.id then
+      return take_unique_key.id;
+    end if;
+    select j.* into v_job from queue_pg.job(v_key.job_id) j;
+    exit when v_job.id is not null and (v_key.expires_at > queue_pg.now()) is not false;
+
+    -- Its job is forgotten. Of several who find that, one takes the key over and the others look again; so do we
+    -- when the sweep has removed the row meanwhile.
+    update queue_pg.unique_keys u set job_id = take_unique_key.id, expires_at = null
+    where u.org = take_unique_key.org and u.unique_key = take_unique_key.unique_key and u.job_id = v_key.job_id;
+    if found then
+      return take_unique_key.id;
+    end if;
+  end loop;
+
   if v_job.kind is distinct from take_unique_key.kind or v_job.queue is distinct from take_unique_key.queue
     or v_job.payload is distinct from take_unique_key.payload then
     perform queue_pg.raise_key_conflict(take_unique_key.unique_key, v_key.job_id);

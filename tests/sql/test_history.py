@@ -56,7 +56,10 @@ async def test_history_is_stored_in_a_partition_of_its_time_and_dropped_whole(co
     assert await one(conn, "select sum(completed) from queue_pg.queue_counters") == 0
 
 
-async def test_without_a_partition_the_default_takes_it_and_maintenance_moves_it(conn: Connection) -> None:
+async def test_without_a_partition_the_default_takes_it_and_maintenance_moves_it(
+    conn: Connection, clock: Clock
+) -> None:
+    clock.advance(10 * 86_400)  # nobody maintained meanwhile
     await finish_jobs(conn, 5)
     assert await rows(conn, PLACES) == [("queue_pg.finished_jobs_default", 5)]
     await conn.execute("select queue_pg.maintain_history()")

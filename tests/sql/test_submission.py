@@ -223,3 +223,32 @@ async def test_an_expired_job_is_never_claimed(conn: Connection, clock: Any) -> 
     await conn.execute("select queue_pg.submit('k', expires_at => queue_pg.now() + '5 s')")
     clock.advance(6)
     assert await one(conn, "select count(*) from queue_pg.claim('w', '{default}')") == 0
+
+
+async def test_an_open_resubmission_does_not_hold_up_the_finish(conn: Connection, dsn: str) -> None:
+    job = await one(conn, "select queue_pg.submit('k', unique_key => 'x')")
+    await conn.execute("select queue_pg.claim('w', '{default}')")
+    async with await Connection.connect(dsn) as caller:
+        assert await one(caller, "select queue_pg.submit('k', unique_key => 'x')") == job
+        await conn.execute("set lock_timeout = '5s'")
+        assert await one(conn, "select queue_pg.complete(%s, 1)", job) == "completed"
+
+
+async def test_thousands_of_keys_in_one_call(conn: Connection) -> None:
+    jobs = json.dumps([{"kind": "k", "unique_key": f"key-{n % 4000}", "payload": n % 4000} for n in range(5000)])
+    submit = "select count(distinct id), count(*) filter (where created) from queue_pg.submit_many(%s)"
+    assert await one(conn, submit, jobs) == (4000, 4000)
+    assert await one(conn, submit, jobs) == (4000, 0)
+
+
+async def test_of_several_who_find_a_forgotten_key_one_takes_it(conn: Connection, dsn: str, clock: Any) -> None:
+    await conn.execute("select queue_pg.configure(retention => '1 hour')")
+    first = await one(conn, "select queue_pg.submit('k', unique_key => 'x')")
+    await conn.execute("select queue_pg.cancel(%s)", (first,))
+    clock.advance(3601)
+
+    async def submit() -> Any:
+        async with await Connection.connect(dsn, autocommit=True) as own:
+            return await one(own, "select queue_pg.submit('k', unique_key => 'x')")
+
+    assert len({await task for task in [asyncio.create_task(submit()) for _ in range(8)]} - {first}) == 1

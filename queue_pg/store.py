@@ -102,9 +102,9 @@ async def list_jobs(
         "unique_key": unique_key,
         "before": before,
         "limit": limit,
+        "with_payload": with_payload,
     }
-    name = "list_jobs_with_payload" if with_payload else "list_jobs"
-    return [rows.job(row) for row in await _all(conn, name, params)]
+    return [rows.job(row) for row in await _all(conn, "list_jobs", params)]
 
 
 async def watch(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -105,9 +105,9 @@ def list_jobs(
         "unique_key": unique_key,
         "before": before,
         "limit": limit,
+        "with_payload": with_payload,
     }
-    name = "list_jobs_with_payload" if with_payload else "list_jobs"
-    return [rows.job(row) for row in _all(conn, name, params)]
+    return [rows.job(row) for row in _all(conn, "list_jobs", params)]
 
 
 def watch(conn: Connection[Any], ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -131,10 +131,15 @@ async def test_pauses(dsn: str) -> None:
 
 
 async def test_history_is_kept_at_the_start_and_its_faults_stop_nothing(
-    dsn: str, conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dsn: str,
+    conn: psycopg.AsyncConnection,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cursor = await conn.execute("select count(*) from queue_pg.partitions")
     before = await cursor.fetchone()
+    clock.advance(timedelta(days=2))  # the migration has made the first partitions
     pool = AsyncPool(dsn)
     await MaintenanceLoop(pool).step()
     cursor = await conn.execute("select count(*) from queue_pg.partitions")

@@ -5,7 +5,7 @@
 # PYTHON names an interpreter:   make demo PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-on lint types check lock
+.PHONY: help setup demo test test-on lint types check snapshot lock
 
 PYTHON ?=
 ARGS ?=
@@ -15,7 +15,7 @@ RUN = .venv/bin/python -m
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  make %-8s %s\n' "$$target" "$$text"; done
+		printf '  make %-9s %s\n' "$$target" "$$text"; done
 
 setup: ## Install everything for development into .venv
 	@$(SETUP) dev
@@ -44,6 +44,10 @@ types: ## Check types with mypy and pyright, both strict
 	@$(RUN) basedpyright
 
 check: lint types test ## All of lint, types and test
+
+snapshot: ## Write migrations/schema.snapshot anew after a deliberate change of the schema
+	@$(SETUP) dev
+	@.venv/bin/python tools/schema_snapshot.py
 
 lock: ## Pin the newest versions that pyproject.toml allows, with hashes (needs uv)
 	@command -v uv >/dev/null || { echo "error: make lock needs uv on PATH" >&2; exit 1; }

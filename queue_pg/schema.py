@@ -19,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import LiteralString, cast
 
 import psycopg
 from psycopg import sql
@@ -32,6 +31,7 @@ from queue_pg.errors import (
     SchemaError,
     SchemaTooNew,
 )
+from queue_pg.statements import statement
 
 DEFAULT_LOCK_TIMEOUT_SECONDS = 3.0
 MINIMUM_SERVER_VERSION = 140000
@@ -111,12 +111,6 @@ def migrations() -> tuple[Migration, ...]:
     )
 
 
-@cache
-def statement(name: str) -> LiteralString:
-    # LiteralString by origin: the text is a file of this package, never input.
-    return cast(LiteralString, (files("queue_pg") / "sql" / f"{name}.sql").read_text("utf-8"))
-
-
 def plan(conn: Connection) -> Plan:
     """Compare this code's migrations with those applied; reads only."""
     applied = {row.name: row for row in _applied(conn)}
@@ -178,24 +172,13 @@ def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECO
 def render(pending: Sequence[Migration]) -> str:
     """The script that `migrate` would run, for people who apply it by hand with psql."""
     # As in migrate(): functions refer to each other, and the files are applied in the order of their names.
-    parts = [
-        "begin;",
-        "set local check_function_bodies = off;",
-        statement("migration_table").rstrip().rstrip(";") + ";",
-    ]
+    parts = ["begin;", "set local check_function_bodies = off;", _text("migration_table")]
     for migration in pending:
-        record = sql.SQL(statement("migration_record")).format()
-        values = {
-            "name": migration.name,
-            "checksum": migration.checksum,
-            "breaking": migration.breaking,
-            "version": package_version(),
-        }
-        text = record.as_string()
-        for key, value in values.items():
-            text = text.replace(f"%({key})s", sql.Literal(value).as_string())
-        parts += [f"-- {migration.name}", migration.text.rstrip(), text.rstrip().rstrip(";") + ";"]
-    return "\n\n".join([*parts, statement("maintain_history").rstrip() + ";", "commit;", ""])
+        record = _text("migration_record")
+        for name, value in _record(migration).items():
+            record = record.replace(f"%({name})s", sql.Literal(value).as_string())
+        parts += [f"-- {migration.name}", migration.text.rstrip(), record]
+    return "\n\n".join([*parts, _text("maintain_history"), "commit;", ""])
 
 
 def verify(conn: Connection) -> list[str]:
@@ -235,20 +218,25 @@ def _applied(conn: Connection) -> list[Applied]:
 
 def _apply(conn: Connection, migration: Migration) -> None:
     try:
-        conn.execute(cast(LiteralString, migration.text))
+        conn.execute(migration.text.encode())
     except psycopg.errors.LockNotAvailable:
         raise
     except psycopg.Error as error:
         raise SchemaError(f"Migration {migration.name} failed: {error}", hint="Nothing was changed.") from error
-    conn.execute(
-        statement("migration_record"),
-        {
-            "name": migration.name,
-            "checksum": migration.checksum,
-            "breaking": migration.breaking,
-            "version": package_version(),
-        },
-    )
+    conn.execute(statement("migration_record"), _record(migration))
+
+
+def _record(migration: Migration) -> dict[str, str | bool]:
+    return {
+        "name": migration.name,
+        "checksum": migration.checksum,
+        "breaking": migration.breaking,
+        "version": package_version(),
+    }
+
+
+def _text(name: str) -> str:
+    return statement(name).decode().rstrip().rstrip(";") + ";"
 
 
 def _refuse(found: Plan) -> None:

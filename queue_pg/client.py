@@ -15,22 +15,21 @@ from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import arguments, store
 from queue_pg.connections import connect_async
-from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.errors import JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.models import (
-    ClaimedJob,
     Job,
     JobState,
     KindInfo,
     NewJob,
     Page,
     QueueStats,
-    Renewed,
     Submitted,
     WhyWaiting,
     WorkerInfo,
 )
-from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, encode_json
+from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool import AsyncPool, lend
+from queue_pg.pulling import AsyncPulling
 from queue_pg.sqlstates import translated
 from queue_pg.submission import array, encode_job
 from queue_pg.waiting import Waiting
@@ -42,7 +41,7 @@ JOBS_PER_STATEMENT: Final = 500
 BYTES_PER_STATEMENT: Final = 8 * 1024 * 1024
 
 
-class Queue:
+class Queue(AsyncPulling):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:
@@ -330,77 +329,6 @@ class Queue:
         arguments.check_filters(queue=queue)
         async with self.connection() as conn:
             await store.resume_queue(conn, queue, org=self.org or "default")
-
-    # --- working ------------------------------------------------------------------------------------------------------
-
-    async def claim(
-        self,
-        worker_id: str,
-        queues: Sequence[str],
-        *,
-        kinds: Sequence[str] | None = None,
-        max_jobs: int = 1,
-        lease_seconds: float | None = None,
-    ) -> builtins.list[ClaimedJob]:
-        """Lease up to `max_jobs` queued jobs to `worker_id`; their payloads are JSON text (payloads.decode_json)."""
-        arguments.check_texts("queues", queues)
-        arguments.check_texts("kinds", kinds or ())
-        arguments.check_filters(worker_id=worker_id)
-        arguments.lease_seconds(lease_seconds)
-        async with self.connection() as conn:
-            return await store.claim(
-                conn, worker_id, queues, kinds=kinds, max_jobs=max_jobs, lease_seconds=lease_seconds, org=self.org
-            )
-
-    async def heartbeat(
-        self, ids: Sequence[UUID], lease_tokens: Sequence[int], *, lease_seconds: float | None = None
-    ) -> builtins.list[Renewed]:
-        """Extend leases; an id that is absent from the answer has lost its lease."""
-        if len(ids) != len(lease_tokens):
-            raise InvalidJob("lease_tokens", f"there are {len(lease_tokens)} for {len(ids)} ids")
-        for token in lease_tokens:
-            arguments.lease_token(token)
-        arguments.lease_seconds(lease_seconds)
-        async with self.connection() as conn:
-            return await store.heartbeat(conn, ids, lease_tokens, lease_seconds=lease_seconds)
-
-    async def complete(self, job_id: UUID | str, lease_token: int, result: Any = None) -> str:
-        """End a claimed job as completed; return its new state. Raises LeaseLost."""
-        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
-        text = None if result is None else encode_json(result, field="result", max_bytes=self.max_payload_bytes)
-        async with self.connection() as conn:
-            return await store.complete(conn, known, token, text)
-
-    async def fail(
-        self,
-        job_id: UUID | str,
-        lease_token: int,
-        error: Mapping[str, Any] | BaseException | str,
-        *,
-        retry: bool = True,
-        delay: timedelta | float | None = None,
-    ) -> str:
-        """End an attempt as failed; return the new state. Retried while attempts are left, unless `retry` is false.
-
-        `delay` replaces the kind's backoff. Raises LeaseLost.
-        """
-        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
-        text, wait = arguments.error_text(error), arguments.wait("delay", delay)
-        async with self.connection() as conn:
-            return await store.fail(conn, known, token, text, retry=retry, delay=wait)
-
-    async def snooze(self, job_id: UUID | str, lease_token: int, delay: timedelta | float) -> str:
-        """Give a job back to run again after `delay`, burning no attempt; return its new state. Raises LeaseLost."""
-        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
-        wait = arguments.wait("delay", delay) or timedelta(0)
-        async with self.connection() as conn:
-            return await store.snooze(conn, known, token, wait)
-
-    async def release(self, job_id: UUID | str, lease_token: int) -> str:
-        """Give a job back to its queue now, burning no attempt; return its new state. Raises LeaseLost."""
-        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
-        async with self.connection() as conn:
-            return await store.release(conn, known, token)
 
     # --- for Waiting --------------------------------------------------------------------------------------------------
 

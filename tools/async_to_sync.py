@@ -15,14 +15,16 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TWINS = {f"{name}.py": f"{name}_sync.py" for name in ("store", "pool", "waiting", "client")}
+TWINS = {f"{name}.py": f"{name}_sync.py" for name in ("store", "pool", "waiting", "pulling", "client")}
 NAMES = {
     "AsyncBackground": "SyncBackground",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncCursor": "Cursor",
     "AsyncGenerator": "Generator",
+    "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncPool": "SyncPool",
+    "AsyncPulling": "SyncPulling",
     "AsyncSignal": "SyncSignal",
     "AsyncSlots": "SyncSlots",
     "Queue": "SyncQueue",
@@ -31,6 +33,7 @@ NAMES = {
     "asynccontextmanager": "contextmanager",
     "connect_async": "connect",
     "fetch_async": "fetch_sync",
+    "pulling": "pulling_sync",
     "waiting": "waiting_sync",
 }
 HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.

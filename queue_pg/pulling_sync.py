@@ -1,0 +1,103 @@
+# Generated from queue_pg/pulling.py by tools/async_to_sync.py; change that file and run the tool.
+# fmt: off
+# ruff: noqa: E501, I001, RUF100, SIM117
+"""The pull worker's side of a Queue: claim, heartbeat, and tell how it ended.
+
+`pulling_sync.py` is generated from this file by tools/async_to_sync.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+
+from queue_pg import arguments, store_sync as store
+from queue_pg.errors import InvalidJob
+from queue_pg.models import ClaimedJob, Renewed
+from queue_pg.payloads import encode_json
+
+
+class SyncPulling(ABC):
+    """What Queue inherits for workers that pull; the API serves it over HTTP."""
+
+    org: str | None
+    max_payload_bytes: int
+
+    @abstractmethod
+    def connection(self) -> AbstractContextManager[Connection[Any]]:
+        """Lend a connection."""
+
+    def claim(
+        self,
+        worker_id: str,
+        queues: Sequence[str],
+        *,
+        kinds: Sequence[str] | None = None,
+        max_jobs: int = 1,
+        lease_seconds: float | None = None,
+    ) -> list[ClaimedJob]:
+        """Lease up to `max_jobs` queued jobs to `worker_id`; their payloads are JSON text (payloads.decode_json)."""
+        arguments.check_texts("queues", queues)
+        arguments.check_texts("kinds", kinds or ())
+        arguments.check_filters(worker_id=worker_id)
+        arguments.lease_seconds(lease_seconds)
+        with self.connection() as conn:
+            return store.claim(
+                conn, worker_id, queues, kinds=kinds, max_jobs=max_jobs, lease_seconds=lease_seconds, org=self.org
+            )
+
+    def heartbeat(
+        self, ids: Sequence[UUID], lease_tokens: Sequence[int], *, lease_seconds: float | None = None
+    ) -> list[Renewed]:
+        """Extend leases; an id that is absent from the answer has lost its lease."""
+        if len(ids) != len(lease_tokens):
+            raise InvalidJob("lease_tokens", f"there are {len(lease_tokens)} for {len(ids)} ids")
+        for token in lease_tokens:
+            arguments.lease_token(token)
+        arguments.lease_seconds(lease_seconds)
+        with self.connection() as conn:
+            return store.heartbeat(conn, ids, lease_tokens, lease_seconds=lease_seconds)
+
+    def complete(self, job_id: UUID | str, lease_token: int, result: Any = None) -> str:
+        """End a claimed job as completed; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        text = None if result is None else encode_json(result, field="result", max_bytes=self.max_payload_bytes)
+        with self.connection() as conn:
+            return store.complete(conn, known, token, text)
+
+    def fail(
+        self,
+        job_id: UUID | str,
+        lease_token: int,
+        error: Mapping[str, Any] | BaseException | str,
+        *,
+        retry: bool = True,
+        delay: timedelta | float | None = None,
+    ) -> str:
+        """End an attempt as failed; return the new state. Retried while attempts are left, unless `retry` is false.
+
+        `delay` replaces the kind's backoff. Raises LeaseLost.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        text, wait = arguments.error_text(error), arguments.wait("delay", delay)
+        with self.connection() as conn:
+            return store.fail(conn, known, token, text, retry=retry, delay=wait)
+
+    def snooze(self, job_id: UUID | str, lease_token: int, delay: timedelta | float) -> str:
+        """Give a job back to run again after `delay`, burning no attempt; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        wait = arguments.wait("delay", delay) or timedelta(0)
+        with self.connection() as conn:
+            return store.snooze(conn, known, token, wait)
+
+    def release(self, job_id: UUID | str, lease_token: int) -> str:
+        """Give a job back to its queue now, burning no attempt; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        with self.connection() as conn:
+            return store.release(conn, known, token)

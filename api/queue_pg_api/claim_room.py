@@ -19,7 +19,7 @@ from queue_pg.models import ClaimedJob
 
 logger = logging.getLogger(__name__)
 
-# Shortest time between two rounds of one line: a storm of wake-ups for other queues must not become one of claims.
+# Pause of a line after a round in vain: a storm of wake-ups for other queues must not become one of claims.
 ROUND_SPACING_SECONDS = 0.01
 # A job that became claimable without a notice (lost connection, notices switched off) is found after this long.
 FALLBACK_SECONDS = 1.0
@@ -142,29 +142,33 @@ class ClaimRoom:
                 except TimeoutError:
                     pass
                 line.kick.clear()
-                await self._round(line)
-                await asyncio.sleep(ROUND_SPACING_SECONDS)
+                if not await self._round(line):
+                    await asyncio.sleep(ROUND_SPACING_SECONDS)
         finally:
             # No await since the line was seen empty: nobody can have joined it in between.
             del self._lines[key]
 
-    async def _round(self, line: _Line) -> None:
+    async def _round(self, line: _Line) -> bool:
+        """Serve the line from its head while there are jobs; return whether anybody was served."""
+        served = False
         while line.waiters:
             waiter = line.waiters[0]
             try:
                 jobs = await self._claim(waiter.wanted)
             except Exception as error:
                 self._refuse(line, waiter, error)
-                return
+                break
             if waiter.jobs.done():  # it left while its claim was under way
                 await self._return(jobs)
                 continue
             if not jobs:
-                return
+                break
             line.waiters.remove(waiter)
             waiter.jobs.set_result(jobs)
+            served = True
             if len(jobs) < waiter.wanted.max_jobs:
-                return
+                break
+        return served
 
     def _refuse(self, line: _Line, waiter: _Waiter, error: Exception) -> None:
         # A database that is away concerns all who wait, a bad request only the one who made it.

@@ -27,6 +27,7 @@ from queue_pg_api.errors import error_response
 from queue_pg_api.schemas import NoBody
 
 if TYPE_CHECKING:
+    from queue_pg.client import Queue
     from queue_pg_api.service import Service
 
 Q = TypeVar("Q", bound=BaseModel)
@@ -45,6 +46,11 @@ class Call(Generic[Q, B]):
     org: str
     query: Q
     body: B
+
+    @property
+    def queue(self) -> Queue:
+        """Return the client that sees the jobs of this request's organisation, and no others."""
+        return self.service.queue_of(self.org)
 
     @property
     def job_id(self) -> UUID:

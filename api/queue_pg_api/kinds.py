@@ -46,7 +46,7 @@ class Kinds:
                 continue
             suggestions = difflib.get_close_matches(kind, sorted(self._known), n=3, cutoff=0.7)
             if suggestions or self._policy == "refuse" or queue in self._served_queues:
-                raise UnknownKind(kind, suggestions or sorted(self._known)[:5])
+                raise UnknownKind(kind, suggestions)
 
     async def learn(self, kinds: Collection[str]) -> None:
         """Register kinds that a pull worker says it runs; known ones keep their schema and retry policy."""

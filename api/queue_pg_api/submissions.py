@@ -47,7 +47,7 @@ async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None) ->
     """Store a job; return it and whether it is new."""
     new = to_new_job(call, body, key)
     await call.service.kinds.check([(new.kind, new.queue)])
-    return await call.service.queue.submit_new(new)
+    return await call.queue.submit_new(new)
 
 
 def location(call: Call[Any, Any], job_id: UUID) -> str:

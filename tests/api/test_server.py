@@ -174,6 +174,13 @@ async def test_redirects_do_not_trust_the_host_header(served: Any) -> None:
     assert answer.headers["location"] == "/docs"
 
 
+async def test_answers_do_not_wait_for_delayed_acknowledgements(served: Any, http: httpx.AsyncClient) -> None:
+    await http.get("/livez")
+    for connection in served.server.server_state.connections:
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 

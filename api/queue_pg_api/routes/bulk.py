@@ -6,6 +6,7 @@ Jobs are checked and encoded one by one, so that a refusal names its line or ind
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,25 +75,30 @@ async def _store(call: Call[Any, Any], chunks: AsyncGenerator[_Chunk], name: Pla
     None is open before the first chunk is full or the body has ended: a slow client costs a connection only when it
     sends much, and then one of the few that `bulk_slots` leaves to bulk submissions.
     """
-    chunk = await anext(chunks, None)
-    if chunk is None:
-        raise invalid("body", "holds no job; there is nothing to submit")
-    submitted: list[Submitted] = []
-    queue = call.service.queue
-    async with call.service.bulk_slots, queue.connection(unsafe_to_repeat=True) as connection, connection.transaction():
-        while chunk is not None:
-            try:
-                with translated():
-                    submitted += await store.submit_many(connection, array(chunk.jobs), own_transaction=True)
-            except UniqueKeyConflict as error:
-                place = chunk.places[chunk.keys.index(error.unique_key)]
-                raise at_place(translate(error), name, place) from None
-            except SubmitError as error:
-                # Only what Postgres alone can see gets here; it doesn't say of which job.
-                where = f"{name}s {chunk.places[0]} to {chunk.places[-1]}"
-                raise at_place(translate(error), name, chunk.places[0], where=where) from None
-            chunk = await anext(chunks, None)
-    return submitted
+    async with aclosing(chunks):
+        chunk = await anext(chunks, None)
+        if chunk is None:
+            raise invalid("body", "holds no job; there is nothing to submit")
+        submitted: list[Submitted] = []
+        queue = call.queue
+        async with (
+            call.service.bulk_slots,
+            queue.connection(unsafe_to_repeat=True) as connection,
+            connection.transaction(),
+        ):
+            while chunk is not None:
+                try:
+                    with translated():
+                        submitted += await store.submit_many(connection, array(chunk.jobs), own_transaction=True)
+                except UniqueKeyConflict as error:
+                    place = chunk.places[chunk.keys.index(error.unique_key)]
+                    raise at_place(translate(error), name, place) from None
+                except SubmitError as error:
+                    # Only what Postgres alone can see gets here; it doesn't say of which job.
+                    where = f"{name}s {chunk.places[0]} to {chunk.places[-1]}"
+                    raise at_place(translate(error), name, chunk.places[0], where=where) from None
+                chunk = await anext(chunks, None)
+        return submitted
 
 
 async def _chunks(
@@ -117,7 +123,7 @@ async def _chunks(
 
 def _add(chunk: _Chunk, call: Call[Any, Any], value: object, place: int, key: str | None) -> None:
     job = to_new_job(call, check_model(SubmitBody, value), key)
-    encoded = encode_job(job, org=call.org, max_payload_bytes=call.service.queue.max_payload_bytes)
+    encoded = encode_job(job, org=call.org, max_payload_bytes=call.queue.max_payload_bytes)
     chunk.jobs.append(encoded)
     chunk.places.append(place)
     chunk.keys.append(job.unique_key)

@@ -53,7 +53,7 @@ async def submit_job(call: Call[NoQuery, CerebroSubmitBody]) -> Response:
         metadata=call.body.metadata,
         traceparent=traceparent(call.request),
     )
-    job, created = await call.service.queue.submit_new(new)
+    job, created = await call.queue.submit_new(new)
     headers = {"location": location(call, job.id)}
     if not created:
         headers["idempotency-replayed"] = "true"
@@ -97,7 +97,7 @@ async def complete_taken_job(call: Call[NoQuery, CerebroCompleteBody]) -> Respon
         raise invalid("error", 'contradicts status "completed"')
     job_id = parse_job_id(body.job_id)
     token = body.lease_token if body.lease_token is not None else await _current_token(call, job_id)
-    queue = call.service.queue
+    queue = call.queue
     if body.error is not None or body.status == "failed":
         error = stored_error(body.error or ErrorDetails(message="The worker gave no reason."))
         # Cerebro's lifecycle ends at `failed`; what it never promised, a second attempt, would surprise its clients.
@@ -110,7 +110,7 @@ async def complete_taken_job(call: Call[NoQuery, CerebroCompleteBody]) -> Respon
 @endpoints.get("/get_result/{id}", answers={200: CerebroResult}, refuses=(404, 422, 503))
 async def get_result(call: Call[NoQuery, NoBody]) -> Response:
     """Read status and result, in Cerebro's words: queued, processing, completed, failed."""
-    return json_response(cerebro_result(await call.service.queue.get(call.job_id)))
+    return json_response(cerebro_result(await call.queue.get(call.job_id)))
 
 
 def _priority(metadata: Mapping[str, Any]) -> int:
@@ -157,7 +157,7 @@ async def _current_token(call: Call[NoQuery, CerebroCompleteBody], job_id: UUID)
     Without a token two pulling workers can't be told apart; but a worker of another kind that has the job by now, or
     an expired lease that the reaper has not met yet, are seen. Whatever happens after this read is fenced by the token.
     """
-    queue = call.service.queue
+    queue = call.queue
     job: Job = await queue.get(job_id)
     if job.state in {JobState.QUEUED, JobState.SCHEDULED, JobState.WAITING} and job.lease_token == 0:
         raise InvalidTransition(job_id, "complete", job.state)

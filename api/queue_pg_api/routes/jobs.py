@@ -67,7 +67,7 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
     wanted = call.query
     if wanted.org is not None and wanted.org != call.org:
         return json_response({"jobs": [], "next_cursor": None})
-    page = await call.service.queue.list(
+    page = await call.queue.list(
         state=wanted.state,
         queue=wanted.queue,
         kind=wanted.kind,
@@ -84,7 +84,7 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
 @endpoints.get("/jobs/{id}", answers={200: JobAnswer}, refuses=(404, 422, 503))
 async def get_job(call: Call[JobWait, NoBody]) -> Response:
     """Read a job; with `wait`, when it has ended or as it is after that many seconds."""
-    queue = call.service.queue
+    queue = call.queue
     job = await queue.get(call.job_id)
     if call.query.wait > 0 and not job.finished:
         ended: Job | None = None
@@ -101,10 +101,10 @@ async def cancel_job(call: Call[NoQuery, CancelBody]) -> Response:
 
     Its worker loses the lease at once. Cancelling a cancelled job answers the same again.
     """
-    return json_response(job_json(await call.service.queue.cancel(call.job_id, call.body.reason)))
+    return json_response(job_json(await call.queue.cancel(call.job_id, call.body.reason)))
 
 
 @endpoints.post("/jobs/{id}/retry", answers={200: JobAnswer}, refuses=(403, 404, 409, 422, 503))
 async def retry_job(call: Call[NoQuery, RetryBody]) -> Response:
     """Put a failed or cancelled job back into its queue, its attempts counted anew."""
-    return json_response(job_json(await call.service.queue.retry(call.job_id, call.body.max_attempts)))
+    return json_response(job_json(await call.queue.retry(call.job_id, call.body.max_attempts)))

@@ -50,12 +50,10 @@ async def claim_jobs(call: Call[NoQuery, ClaimBody]) -> Response:
 async def heartbeat_job(call: Call[NoQuery, HeartbeatBody]) -> Response:
     """Keep the lease for another while."""
     job_id = call.job_id
-    renewed = await call.service.queue.heartbeat(
-        [job_id], [call.body.lease_token], lease_seconds=call.body.lease_seconds
-    )
+    renewed = await call.queue.heartbeat([job_id], [call.body.lease_token], lease_seconds=call.body.lease_seconds)
     if not renewed:
         # Tells a job that nobody knows (404) from one that somebody else has (409).
-        raise LeaseLost(job_id, (await call.service.queue.get(job_id)).state)
+        raise LeaseLost(job_id, (await call.queue.get(job_id)).state)
     return json_response({"id": str(job_id), "lease_expires_at": timestamp(renewed[0].lease_expires_at)})
 
 
@@ -63,7 +61,7 @@ async def heartbeat_job(call: Call[NoQuery, HeartbeatBody]) -> Response:
 async def complete_job(call: Call[NoQuery, CompleteBody]) -> Response:
     """Store the result and end the job."""
     job_id = call.job_id
-    state = await call.service.queue.complete(job_id, call.body.lease_token, call.body.result)
+    state = await call.queue.complete(job_id, call.body.lease_token, call.body.result)
     return json_response({"id": str(job_id), "state": state})
 
 
@@ -72,7 +70,7 @@ async def fail_job(call: Call[NoQuery, FailBody]) -> Response:
     """End the attempt as failed; it is retried while attempts are left, unless `retry` is false."""
     job_id = call.job_id
     delay = None if call.body.delay_seconds is None else timedelta(seconds=call.body.delay_seconds)
-    state = await call.service.queue.fail(
+    state = await call.queue.fail(
         job_id, call.body.lease_token, stored_error(call.body.error), retry=call.body.retry, delay=delay
     )
     return json_response({"id": str(job_id), "state": state})

@@ -20,14 +20,14 @@ MAX_NAME_LENGTH = 200
 @endpoints.get("/queues", answers={200: QueuesAnswer}, refuses=(422, 503))
 async def list_queues(call: Call[NoQuery, NoBody]) -> Response:
     """List the queues with their jobs by state."""
-    return json_response({"queues": [queue_json(each) for each in await call.service.queue.stats()]})
+    return json_response({"queues": [queue_json(each) for each in await call.queue.stats()]})
 
 
 @endpoints.post("/queues/{queue:path}/pause", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
 async def pause_queue(call: Call[NoQuery, PauseBody]) -> Response:
     """Stop claims from a queue, until a moment or until resumed. What runs goes on."""
     name = _queue_name(call)
-    await call.service.queue.pause(name, call.body.until)
+    await call.queue.pause(name, call.body.until)
     return json_response(queue_json(await _stats_of(call, name)))
 
 
@@ -35,7 +35,7 @@ async def pause_queue(call: Call[NoQuery, PauseBody]) -> Response:
 async def resume_queue(call: Call[NoQuery, NoBody]) -> Response:
     """Allow claims from a paused queue again; resuming one that is not paused changes nothing."""
     name = _queue_name(call)
-    await call.service.queue.resume(name)
+    await call.queue.resume(name)
     return json_response(queue_json(await _stats_of(call, name)))
 
 
@@ -48,15 +48,15 @@ async def get_queue(call: Call[NoQuery, NoBody]) -> Response:
 @endpoints.get("/workers", answers={200: WorkersAnswer}, refuses=(422, 503))
 async def list_workers(call: Call[NoQuery, NoBody]) -> Response:
     """List the worker processes; those that ended without a word are gone after a while."""
-    return json_response({"workers": [worker_json(each) for each in await call.service.queue.workers()]})
+    return json_response({"workers": [worker_json(each) for each in await call.queue.workers()]})
 
 
 @endpoints.get("/stats", answers={200: StatsAnswer}, refuses=(422, 503))
 async def get_stats(call: Call[NoQuery, NoBody]) -> Response:
     """Count jobs by state, over all queues and in each; and the live workers."""
-    queues = await call.service.queue.stats()
+    queues = await call.queue.stats()
     totals: dict[str, int] = {state: sum(getattr(each, state) for each in queues) for state in COUNTED_STATES}
-    workers = sum(worker.live for worker in await call.service.queue.workers())
+    workers = sum(worker.live for worker in await call.queue.workers())
     return json_response(
         {
             **totals,
@@ -77,7 +77,7 @@ def _queue_name(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody]) -> str:
 
 
 async def _stats_of(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody], name: str) -> QueueStats:
-    for each in await call.service.queue.stats():
+    for each in await call.queue.stats():
         if each.queue == name:
             return each
     raise not_found(f"No queue {name!r}: no job was ever submitted to it.", code="queue_not_found")

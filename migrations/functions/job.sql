@@ -22,13 +22,23 @@ $$;
 create or replace function queue_pg.watch(ids uuid[]) returns table (id uuid, state queue_pg.job_state)
 language plpgsql as $$
 #variable_conflict use_column
+declare
+  v_queued boolean;
 begin
   -- A row that ended while this waited for its lock is simply not updated; the select below finds it finished.
-  update queue_pg.jobs j set watched = true
-  from (
-    select l.id from queue_pg.jobs l where l.id = any (watch.ids) and not l.watched order by l.id for no key update
-  ) as locked
-  where j.id = locked.id;
+  with marked as (
+    update queue_pg.jobs j set watched = true
+    from (
+      select l.id from queue_pg.jobs l where l.id = any (watch.ids) and not l.watched order by l.id for no key update
+    ) as locked
+    where j.id = locked.id
+    returning j.state
+  )
+  select bool_or(m.state = 'queued') into v_queued from marked m;
+  if v_queued then
+    -- A claim that came while the row was locked has skipped it, and its worker would not look again before its poll.
+    perform queue_pg.wake();
+  end if;
   return query select a.id, a.state from queue_pg.all_jobs a where a.id = any (watch.ids);
 end
 $$;

@@ -116,3 +116,19 @@ async def test_batches_in_opposite_order_do_not_deadlock(conn: Connection, dsn: 
     await asyncio.gather(beat(ids, finish), beat(ids[::-1], finish), beat(ids, heartbeat))
     row = await (await conn.execute("select count(*) from queue_pg.finished_jobs")).fetchone()
     assert row == (400,)
+
+
+async def test_watching_a_queued_job_wakes_the_worker_that_had_to_skip_it(conn: Connection, dsn: str) -> None:
+    row = await (await conn.execute("select queue_pg.submit('k')")).fetchone()
+    assert row is not None
+    async with (
+        await Connection.connect(dsn) as waiter,
+        await Connection.connect(dsn, autocommit=True) as worker,
+    ):
+        await worker.execute("listen queue_pg_wake")
+        await waiter.execute("select queue_pg.watch(array[%s::uuid])", row)
+        claim = "select count(*) from queue_pg.claim('w', '{default}')"
+        assert await (await worker.execute(claim)).fetchone() == (0,)
+        await waiter.commit()
+        assert [n.payload async for n in worker.notifies(timeout=20, stop_after=1)] == [""]
+        assert await (await worker.execute(claim)).fetchone() == (1,)

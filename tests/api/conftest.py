@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 from queue_pg_api.app import create_app
 from queue_pg_api.server import Server, configure, listen
@@ -37,14 +36,6 @@ async def client_of(app: Starlette) -> AsyncGenerator[httpx.AsyncClient]:
         httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client,
     ):
         yield client
-
-
-@pytest.fixture
-def dsn(dsn: str) -> str:
-    """A database whose history has its partitions, as any has that has been served for a second."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("select queue_pg.maintain_history()")
-    return dsn
 
 
 @pytest.fixture

@@ -155,18 +155,8 @@ declare
   v_accepted boolean;
   v_state text;
 begin
-  for v_try in 1..2 loop
-    begin
-      select f.accepted, f.state into v_accepted, v_state
-      from queue_pg.finish(array[id], array[lease_token], array[outcome], array[result], array[error], array[delay]) f;
-      exit;
-    exception when check_violation then
-      -- A partition that is being made refuses rows that were on their way to the default one; the second try finds it.
-      if v_try = 2 then
-        raise;
-      end if;
-    end;
-  end loop;
+  select f.accepted, f.state into v_accepted, v_state
+  from queue_pg.finish(array[id], array[lease_token], array[outcome], array[result], array[error], array[delay]) f;
   if not v_accepted then
     if v_state is null then
       perform queue_pg.raise_not_found(id);

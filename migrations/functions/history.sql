@@ -11,9 +11,9 @@ $$;
 
 -- Makes sure that `parent` has a partition for the moment `at`, and returns the end of the one that covers it.
 -- A new one is `width` wide unless its neighbours leave less room, and takes over what the default partition holds of
--- its range. ATTACH takes no lock that writers of other partitions wait for; writers of the default one do wait, so a
--- range of which it holds very much is left to it, to be swept when its time has come.
--- Raises lock_not_available when the default partition is busy; the caller tries again later.
+-- its range. Writers of history wait meanwhile, so a range of which the default partition holds very much is left to
+-- it, to be swept when its time has come. Raises lock_not_available when writers are in the way; the caller tries
+-- again later.
 create or replace function queue_pg.cover(
   parent text, key text, at timestamptz, width interval, out covered_until timestamptz, out created boolean)
 language plpgsql
@@ -38,8 +38,9 @@ begin
   into v_from, v_to from queue_pg.partitions p where p.parent = cover.parent;
   covered_until := v_to;
 
-  -- Before the look: a row written to the default partition after it would make ATTACH fail.
-  execute format('lock table queue_pg.%I in access exclusive mode', parent || '_default');
+  -- Against writers, not readers. A row on its way to the default partition while its range gets a partition of its
+  -- own would be refused there (23514), and one that arrives after the look would make ATTACH fail.
+  execute format('lock table queue_pg.%I in share row exclusive mode', parent);
   execute format('select count(*) from (select from queue_pg.%I where %I >= %L and %I < %L limit 50001) d',
     parent || '_default', key, v_from, key, v_to) into v_misplaced;
   if v_misplaced > 50000 then

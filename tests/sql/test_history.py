@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -67,6 +68,32 @@ async def test_without_a_partition_the_default_takes_it_and_maintenance_moves_it
     assert place != "queue_pg.finished_jobs_default"
     assert count == 5
     assert await one(conn, "select count(*) from queue_pg.all_jobs") == 5
+
+
+async def test_partitions_made_under_load_refuse_nobody_s_outcome(conn: Connection, dsn: str, clock: Clock) -> None:
+    await conn.execute("select queue_pg.configure(retention => '1 minute')")
+    done = asyncio.Event()
+
+    async def keep_finishing(queue: str) -> int:
+        finished = 0
+        async with await Connection.connect(dsn, autocommit=True) as own:
+            while not done.is_set():
+                await finish_jobs(own, 5, queue=queue)
+                finished += 5
+        return finished
+
+    async with asyncio.TaskGroup() as group:
+        load = [group.create_task(keep_finishing(f"q{n}")) for n in range(3)]
+        created = 0
+        while created < 12:
+            clock.advance(900)  # beyond all partitions: outcomes go to the default one until the next is made
+            created += await one(conn, "select created from queue_pg.maintain_history()")
+        done.set()
+    finished = sum(task.result() for task in load)
+    assert finished > 0
+    assert await one(conn, "select sum(completed) from queue_pg.queue_counters") == await one(
+        conn, "select count(*) from queue_pg.finished_jobs"
+    )
 
 
 async def test_what_stayed_in_the_default_partition_is_swept_after_its_retention(

@@ -236,6 +236,10 @@ class PauseBody(Body):
     until: Timestamp | None = Field(None, description="Resumes by itself then; absent: until resumed.")
 
 
+# Apart from `default`, or queue-pg's own workers would take the jobs from under the workers that pull.
+CEREBRO_QUEUE = "cerebro"
+
+
 class CerebroMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
@@ -248,12 +252,12 @@ class CerebroSubmitBody(Body):
 
     messages: Annotated[list[CerebroMessage], Field(min_length=1)]
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="`priority` in it orders the job.")
-    queue: Name = "default"
+    queue: Name = CEREBRO_QUEUE
 
 
 class CerebroGetBody(Body):
     worker: Name | None = None
-    queue: Name = "default"
+    queue: Name = CEREBRO_QUEUE
 
 
 class CerebroCompleteBody(Body):

@@ -50,7 +50,7 @@ async def test_the_round_trip(client: httpx.AsyncClient) -> None:
     assert done.json() == result
     # The same job under its own name.
     job = (await client.get(f"/jobs/{job_id}")).json()
-    assert (job["kind"], job["queue"], job["state"]) == ("chat", "default", "completed")
+    assert (job["kind"], job["queue"], job["state"]) == ("chat", "cerebro", "completed")
 
 
 async def test_idle_is_204_without_a_body(client: httpx.AsyncClient) -> None:
@@ -104,7 +104,7 @@ async def test_an_expired_lease_gives_the_job_to_the_next(client: httpx.AsyncCli
     assert late.headers["x-should-retry"] == "false"
     assert late.json()["code"] == "lease_lost"
 
-    claimed = await client.post("/jobs/claim", json={"worker": "go", "wait": 30})
+    claimed = await client.post("/jobs/claim", json={"worker": "go", "queues": ["cerebro"], "wait": 30})
     assert [job["id"] for job in claimed.json()["jobs"]] == [job_id]
     for token in ({}, {"lease_token": first["lease_token"]}):
         late = await client.post("/complete_job", json={"job_id": job_id, "result": "late", **token})
@@ -125,7 +125,7 @@ async def test_a_second_completion_is_refused(client: httpx.AsyncClient) -> None
 
 async def test_without_a_token_only_jobs_from_get_job_can_be_completed(client: httpx.AsyncClient) -> None:
     job_id = await submit_job(client)
-    [claimed] = (await client.post("/jobs/claim", json={"worker": "go"})).json()["jobs"]
+    [claimed] = (await client.post("/jobs/claim", json={"worker": "go", "queues": ["cerebro"]})).json()["jobs"]
     assert (await client.post("/complete_job", json={"job_id": job_id, "result": 1})).status_code == 409
     body = {"job_id": job_id, "result": 1, "lease_token": claimed["lease_token"]}
     assert (await client.post("/complete_job", json=body)).status_code == 200
@@ -202,17 +202,18 @@ async def test_bad_completions(client: httpx.AsyncClient, body: dict[str, Any], 
 
 
 async def test_get_job_takes_chat_jobs_of_its_queue_only(client: httpx.AsyncClient) -> None:
-    await client.post("/jobs", json={"kind": "other"})
-    elsewhere = await submit_job(client, queue="cerebro")
+    await client.post("/jobs", json={"kind": "other", "queue": "cerebro"})
+    await client.post("/jobs", json={"kind": "chat"})
+    elsewhere = await submit_job(client, queue="mine")
     assert (await client.post("/get_job")).status_code == 204
-    assert (await get_job(client, queue="cerebro"))["id"] == elsewhere
+    assert (await get_job(client, queue="mine"))["id"] == elsewhere
 
 
 async def test_a_prompt_becomes_a_message(client: httpx.AsyncClient) -> None:
-    await client.post("/jobs", json={"kind": "chat", "payload": {"prompt": "Hi"}})
+    await client.post("/jobs", json={"kind": "chat", "queue": "cerebro", "payload": {"prompt": "Hi"}})
     assert (await get_job(client))["messages"] == [{"role": "user", "content": "Hi"}]
     for payload in ([], {"messages": 5}, "text"):
-        await client.post("/jobs", json={"kind": "chat", "payload": payload})
+        await client.post("/jobs", json={"kind": "chat", "queue": "cerebro", "payload": payload})
         assert (await get_job(client))["messages"] == []
 
 

@@ -1,7 +1,7 @@
 """The routes of Cerebro: chat jobs for workers that pull over HTTP, in its words.
 
-A facade over the same rows: its jobs are of kind `chat` in queue `default` unless the request names another queue, so
-the workers of queue-pg and those that pull compete for them, and each job can be read under /jobs too.
+A facade over the same rows: its jobs are of kind `chat` in a queue of their own, `cerebro`, unless the request names
+another one. Each can be read under /jobs too, and run by queue-pg's own workers when they serve that queue.
 """
 
 from __future__ import annotations

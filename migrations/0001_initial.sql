@@ -55,22 +55,47 @@ return not value @? 'strict $.** ? (@ > 1e10000 || @ < -1e10000 || (@ < 1e-1000 
 comment on function queue_pg.json_is_printable(jsonb) is
   'False when a number in the document has more than some ten thousand digits written out.';
 
+-- Domains and not CHECKs of the table, which would walk a large payload again at every heartbeat and promotion: a domain
+-- is checked when a value is assigned, and only then.
+create domain queue_pg.payload as jsonb
+  constraint jobs_payload_size check (pg_column_size(value) <= 33554432)
+  constraint jobs_payload_numbers check (queue_pg.json_is_printable(value));
+create domain queue_pg.metadata as jsonb
+  constraint jobs_metadata_object check (jsonb_typeof(value) = 'object')
+  constraint jobs_metadata_size check (pg_column_size(value) <= 65536)
+  constraint jobs_metadata_numbers check (queue_pg.json_is_printable(value));
+
+comment on domain queue_pg.payload is 'JSON up to 32 MiB without numbers that explode when written out.';
+comment on domain queue_pg.metadata is 'A JSON object up to 64 KiB without numbers that explode when written out.';
+
+-- What the functions add to and subtract from must stay within what a timestamp can hold. Months and days are bounded
+-- apart: an interval may hide a huge number of the one behind a huge negative number of the other.
+create function queue_pg.is_duration(value interval, lowest interval, highest interval) returns boolean
+language sql immutable parallel safe
+return value >= lowest and value <= highest
+  and extract(year from value) = 0 and extract(month from value) = 0
+  and extract(day from value) between 0 and 36525 and extract(hour from value) between 0 and 1000000
+  and extract(minute from value) between 0 and 59 and extract(second from value) between 0 and 60;
+
+comment on function queue_pg.is_duration(interval, interval, interval) is
+  'True for a plain length of time between the bounds: no months, nothing negative.';
+
 create table queue_pg.settings (
   one_row boolean primary key default true constraint settings_one_row check (one_row),
   retention interval not null default '30 days'
-    constraint settings_retention_range check (retention > '0' and retention <= '100 years'),
+    constraint settings_retention_range check (queue_pg.is_duration(retention, '1 millisecond', '36500 days')),
   events_retention interval not null default '7 days'
-    constraint settings_events_retention_range check (events_retention >= '1 day' and events_retention <= '100 years'),
+    constraint settings_events_retention_range check (queue_pg.is_duration(events_retention, '1 day', '36500 days')),
   max_attempts integer not null default 4
     constraint settings_max_attempts_range check (max_attempts between 1 and 1000),
   timeout interval not null default '300 seconds'
-    constraint settings_timeout_range check (timeout >= '1 millisecond' and timeout <= '365 days'),
+    constraint settings_timeout_range check (queue_pg.is_duration(timeout, '1 millisecond', '365 days')),
   lease interval not null default '30 seconds'
-    constraint settings_lease_range check (lease >= '100 milliseconds' and lease <= '1 day'),
+    constraint settings_lease_range check (queue_pg.is_duration(lease, '100 milliseconds', '1 day')),
   retry_base interval not null default '1 second'
-    constraint settings_retry_base_range check (retry_base >= '0' and retry_base <= '1 day'),
+    constraint settings_retry_base_range check (queue_pg.is_duration(retry_base, '0', '1 day')),
   retry_cap interval not null default '10 minutes'
-    constraint settings_retry_cap_range check (retry_cap >= '0' and retry_cap <= '30 days'),
+    constraint settings_retry_cap_range check (queue_pg.is_duration(retry_cap, '0', '30 days')),
   max_lease_losses integer not null default 3
     constraint settings_max_lease_losses_range check (max_lease_losses between 1 and 1000),
   notify boolean not null default true
@@ -92,8 +117,8 @@ create table queue_pg.queues (
   org text not null default 'default' constraint queues_org_length check (length(org) between 1 and 200),
   queue text not null constraint queues_queue_length check (length(queue) between 1 and 200),
   paused_until timestamptz,
-  retention interval constraint queues_retention_range check (retention > '0' and retention <= '100 years'),
-  lease interval constraint queues_lease_range check (lease >= '100 milliseconds' and lease <= '1 day'),
+  retention interval constraint queues_retention_range check (queue_pg.is_duration(retention, '1 millisecond', '36500 days')),
+  lease interval constraint queues_lease_range check (queue_pg.is_duration(lease, '100 milliseconds', '1 day')),
   primary key (org, queue)
 );
 
@@ -106,9 +131,9 @@ create table queue_pg.kinds (
   kind text primary key constraint kinds_kind_length check (length(kind) between 1 and 200),
   schema jsonb,
   max_attempts integer constraint kinds_max_attempts_range check (max_attempts between 1 and 1000),
-  timeout interval constraint kinds_timeout_range check (timeout >= '1 millisecond' and timeout <= '365 days'),
-  retry_base interval constraint kinds_retry_base_range check (retry_base >= '0' and retry_base <= '1 day'),
-  retry_cap interval constraint kinds_retry_cap_range check (retry_cap >= '0' and retry_cap <= '30 days'),
+  timeout interval constraint kinds_timeout_range check (queue_pg.is_duration(timeout, '1 millisecond', '365 days')),
+  retry_base interval constraint kinds_retry_base_range check (queue_pg.is_duration(retry_base, '0', '1 day')),
+  retry_cap interval constraint kinds_retry_cap_range check (queue_pg.is_duration(retry_cap, '0', '30 days')),
   description text,
   registered_at timestamptz not null default queue_pg.now()
 );
@@ -129,7 +154,7 @@ create table queue_pg.jobs (
   claimed_at timestamptz,
   lease_expires_at timestamptz,
   lease_token bigint not null default 0,
-  attempt integer not null default 0 constraint jobs_attempt_range check (attempt >= 0),
+  attempt integer not null default 0,
   max_attempts integer constraint jobs_max_attempts_range check (max_attempts between 1 and 1000),
   lease_losses integer not null default 0,
   last_event_seq integer not null default 0,
@@ -142,11 +167,9 @@ create table queue_pg.jobs (
   queue text not null default 'default' constraint jobs_queue_length check (length(queue) between 1 and 200),
   kind text not null constraint jobs_kind_length check (length(kind) between 1 and 200),
   worker_id text,
-  payload jsonb not null default '{}'
-    constraint jobs_payload_size check (pg_column_size(payload) <= 33554432)
-    constraint jobs_payload_numbers check (queue_pg.json_is_printable(payload)),
+  payload queue_pg.payload not null default '{}',
   error jsonb,
-  timeout interval constraint jobs_timeout_range check (timeout >= '1 millisecond' and timeout <= '365 days'),
+  timeout interval constraint jobs_timeout_range check (queue_pg.is_duration(timeout, '1 millisecond', '365 days')),
   expires_at timestamptz
     constraint jobs_expires_at_range check (expires_at >= '0001-01-01+00' and expires_at < '9999-12-31+00'),
   unique_key text constraint jobs_unique_key_length check (length(unique_key) between 1 and 255),
@@ -155,10 +178,7 @@ create table queue_pg.jobs (
   batch_id uuid,
   tags text[] not null default '{}' constraint jobs_tags_count check (cardinality(tags) <= 64)
     constraint jobs_tags_size check (pg_column_size(tags) <= 16384 and array_position(tags, null) is null),
-  metadata jsonb not null default '{}'
-    constraint jobs_metadata_object check (jsonb_typeof(metadata) = 'object')
-    constraint jobs_metadata_size check (pg_column_size(metadata) <= 65536)
-    constraint jobs_metadata_numbers check (queue_pg.json_is_printable(metadata)),
+  metadata queue_pg.metadata not null default '{}',
   traceparent text constraint jobs_traceparent_length check (length(traceparent) <= 255),
   constraint jobs_running_leased check ((state = 'running') = (lease_expires_at is not null))
 ) with (
@@ -244,8 +264,13 @@ create table queue_pg.finished_jobs (
   traceparent text
 ) partition by range (retain_until);
 
+-- Rows are deleted without a key (retry, sweeps), which a publication of all tables forbids otherwise.
+alter table queue_pg.finished_jobs replica identity full;
+
 -- Catches what no partition covers, so that a late maintenance or a jumping clock can never refuse an outcome.
 create table queue_pg.finished_jobs_default partition of queue_pg.finished_jobs default;
+alter table queue_pg.finished_jobs_default replica identity full;
+create index finished_jobs_default_sweep on queue_pg.finished_jobs_default (retain_until);
 
 create index finished_jobs_id on queue_pg.finished_jobs (id);
 create index finished_jobs_unsuccessful on queue_pg.finished_jobs (queue, id) where state in ('failed', 'cancelled');

@@ -22,6 +22,7 @@ returns table (
   lease_token bigint, lease_expires_at timestamptz, lease_seconds double precision, timeout_seconds double precision,
   tags text[], traceparent text, created_at timestamptz)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -37,6 +38,9 @@ declare
   v_lane record;
   v_queue text;
   v_org text;
+  v_after text := coalesce(current_setting('queue_pg.claim_after', true), '');
+  v_wrapped boolean;
+  v_full boolean := false;
   v_lane_queues text[] := '{}';
   v_lane_orgs text[] := '{}';
   v_lease interval;
@@ -51,14 +55,21 @@ begin
   select s.* into v_settings from queue_pg.settings s;
 
   for v_queue in select distinct q from unnest(queues) q where q is not null loop
-    v_org := coalesce(only_org, '');
+    v_org := coalesce(only_org, v_after);
+    v_wrapped := v_after = '';
     loop
       -- One index probe finds the next tenant with work in this queue.
       if only_org is null then
         select j.org into v_org from queue_pg.jobs j
         where j.state = 'queued' and j.queue = v_queue and j.org > v_org
         order by j.org limit 1;
-        exit when not found;
+        if not found then
+          exit when v_wrapped;
+          v_wrapped := true;
+          v_org := '';
+          continue;
+        end if;
+        exit when v_wrapped and v_org > v_after and v_after <> '';
       end if;
       if not exists (
         select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now
@@ -66,9 +77,14 @@ begin
         v_lane_queues := v_lane_queues || v_queue;
         v_lane_orgs := v_lane_orgs || v_org;
       end if;
-      exit when only_org is not null or cardinality(v_lane_orgs) >= 1000;
+      v_full := cardinality(v_lane_orgs) >= 500;
+      exit when only_org is not null or v_full;
     end loop;
   end loop;
+  if only_org is null and (v_full or v_after <> '') then
+    -- More lanes than one claim looks at: the session's next claim goes on where this one stopped.
+    perform set_config('queue_pg.claim_after', case when v_full then v_org else '' end, false);
+  end if;
   if cardinality(v_lane_queues) = 0 then
     return;
   end if;

@@ -4,29 +4,35 @@
 -- told by NOTIFY queue_pg_cancel or notices by polling, and nothing it still writes counts.
 -- Returns the job. An already cancelled job is returned as it is; a completed or failed one raises QP002.
 create or replace function queue_pg.cancel(id uuid, reason text default null) returns setof queue_pg.all_jobs
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 declare
   v_job queue_pg.jobs;
   v_state text;
   v_error jsonb := jsonb_build_object('code', 'cancelled', 'message', coalesce(cancel.reason, 'cancelled on request'));
 begin
-  select j.* into v_job from queue_pg.jobs j where j.id = cancel.id for update;
-  if found then
-    perform queue_pg.record_events(array[v_job.id], array['cancelled'], array[jsonb_build_object('error', v_error)]);
-    perform queue_pg.retire(
-      array[v_job.id], array['cancelled']::queue_pg.job_state[], array[null]::jsonb[], array[v_error]);
-    if v_job.state = 'running' and (select s.notify from queue_pg.settings s) then
-      perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));
+  loop
+    select j.* into v_job from queue_pg.jobs j where j.id = cancel.id for update;
+    if found then
+      perform queue_pg.record_events(array[v_job.id], array['cancelled'], array[jsonb_build_object('error', v_error)]);
+      perform queue_pg.retire(
+        array[v_job.id], array['cancelled']::queue_pg.job_state[], array[null]::jsonb[], array[v_error]);
+      if v_job.state = 'running' and (select s.notify from queue_pg.settings s) then
+        perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));
+      end if;
+      exit;
     end if;
-  else
     v_state := queue_pg.state_of(cancel.id);
     if v_state is null then
       perform queue_pg.raise_not_found(cancel.id);
-    elsif v_state <> 'cancelled' then
+    elsif v_state in ('completed', 'failed') then
       perform queue_pg.raise_wrong_state(cancel.id, 'cancel', v_state);
     end if;
-  end if;
+    exit when v_state = 'cancelled';
+    -- Live again: somebody retried it between the two looks.
+  end loop;
   return query select a.* from queue_pg.job(cancel.id) a;
 end
 $$;
@@ -36,7 +42,9 @@ comment on function queue_pg.cancel is 'Ends an unfinished job as cancelled, a r
 -- Puts a failed or cancelled job back into its queue with its attempts counted anew; the fence goes on from where it
 -- was. Any other state raises QP002. A deadline that has passed is dropped: whoever retries wants it run.
 create or replace function queue_pg.retry(id uuid, max_attempts integer default null) returns setof queue_pg.all_jobs
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
@@ -103,12 +111,17 @@ $$;
 
 comment on function queue_pg.resume_queue is 'Allows claims from a paused queue again.';
 
+-- '1 year' as hours: arithmetic with months depends on the month it starts in.
+create or replace function queue_pg.plain_interval(value interval) returns interval
+language sql immutable strict as $$ select make_interval(secs => extract(epoch from value)::float8) $$;
+
 -- Sets what differs from the defaults for one queue; null leaves a value as it is.
 create or replace function queue_pg.configure_queue(
   queue text, retention interval default null, lease interval default null, org text default 'default') returns void
 language sql as $$
   insert into queue_pg.queues as q (org, queue, retention, lease)
-  values (configure_queue.org, configure_queue.queue, configure_queue.retention, configure_queue.lease)
+  values (configure_queue.org, configure_queue.queue, queue_pg.plain_interval(configure_queue.retention),
+    queue_pg.plain_interval(configure_queue.lease))
   on conflict on constraint queues_pkey do update
   set retention = coalesce(excluded.retention, q.retention), lease = coalesce(excluded.lease, q.lease)
 $$;
@@ -128,14 +141,14 @@ create or replace function queue_pg.configure(
   notify boolean default null) returns void
 language sql as $$
   update queue_pg.settings s set
-    retention = coalesce(configure.retention, s.retention),
+    retention = coalesce(queue_pg.plain_interval(configure.retention), s.retention),
     max_attempts = coalesce(configure.max_attempts, s.max_attempts),
-    timeout = coalesce(configure.timeout, s.timeout),
-    lease = coalesce(configure.lease, s.lease),
-    retry_base = coalesce(configure.retry_base, s.retry_base),
-    retry_cap = coalesce(configure.retry_cap, s.retry_cap),
+    timeout = coalesce(queue_pg.plain_interval(configure.timeout), s.timeout),
+    lease = coalesce(queue_pg.plain_interval(configure.lease), s.lease),
+    retry_base = coalesce(queue_pg.plain_interval(configure.retry_base), s.retry_base),
+    retry_cap = coalesce(queue_pg.plain_interval(configure.retry_cap), s.retry_cap),
     max_lease_losses = coalesce(configure.max_lease_losses, s.max_lease_losses),
-    events_retention = coalesce(configure.events_retention, s.events_retention),
+    events_retention = coalesce(queue_pg.plain_interval(configure.events_retention), s.events_retention),
     notify = coalesce(configure.notify, s.notify)
 $$;
 

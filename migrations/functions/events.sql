@@ -4,6 +4,7 @@
 -- several times gets its events in the order of the arrays.
 create or replace function queue_pg.record_events(ids uuid[], types text[], data jsonb[]) returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off

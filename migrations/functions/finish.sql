@@ -1,10 +1,12 @@
 -- Recording how attempts ended.
 
 -- The wait before the next attempt: doubles with each attempt up to the cap, of which a random half to the whole is
--- taken, so that jobs that failed together do not come back together.
+-- taken, so that jobs that failed together do not come back together. In seconds, because an interval overflows.
 create or replace function queue_pg.backoff(attempt integer, retry_base interval, retry_cap interval) returns interval
 language sql volatile as $$
-  select least(retry_cap, retry_base * power(2, least(greatest(attempt, 1), 30) - 1)) * (0.5 + random() / 2)
+  select make_interval(secs => (0.5::float8 + random() / 2::float8) * least(
+    extract(epoch from retry_cap)::float8,
+    extract(epoch from retry_base)::float8 * power(2::float8, (least(greatest(attempt, 1), 60) - 1)::float8)))
 $$;
 
 comment on function queue_pg.backoff is 'Exponential wait with jitter before the next attempt.';
@@ -29,6 +31,7 @@ create or replace function queue_pg.finish(
   delays interval[] default null)
 returns table (id uuid, accepted boolean, state text)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -58,7 +61,8 @@ begin
   with input as (
     -- Should a batch name a job twice, its first entry counts.
     select distinct on (i.id) i.id, i.lease_token, i.outcome, i.result, i.error,
-      case when i.delay is not null then least(greatest(i.delay, '0'), '3650 days') end as delay
+      case when i.delay is not null
+        then make_interval(secs => least(greatest(extract(epoch from i.delay)::float8, 0), 315360000)) end as delay
     from unnest(ids, lease_tokens, outcomes, results, errors, delays) with ordinality
       as i (id, lease_token, outcome, result, error, delay, nr)
     where i.id is not null
@@ -120,7 +124,7 @@ begin
     if false = any (v_ended) then
       update queue_pg.jobs j
       set state = u.state, run_at = case when u.outcome = 'release' then j.run_at else u.run_at end,
-        attempt = j.attempt - case when u.outcome in ('snooze', 'release') then 1 else 0 end,
+        attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'release') then 1 else 0 end, 0),
         error = coalesce(u.error, j.error), lease_expires_at = null
       from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
       where j.id = u.id and not u.ended;
@@ -136,9 +140,11 @@ begin
 
   return query
   select i.id, d.id is not null, coalesce(d.state::text, queue_pg.state_of(i.id))
-  from unnest(ids) with ordinality as i (id, nr)
-  left join unnest(v_ids, v_states) as d (id, state)
-    on d.id = i.id and i.nr = array_position(ids, i.id)
+  from (
+    select n.id, n.nr, row_number() over (partition by n.id order by n.nr) as mention
+    from unnest(ids) with ordinality as n (id, nr)
+  ) i
+  left join unnest(v_ids, v_states) as d (id, state) on d.id = i.id and i.mention = 1
   order by i.nr;
 end
 $$;
@@ -150,7 +156,9 @@ comment on function queue_pg.finish is
 -- raises QP003.
 create or replace function queue_pg.finish_one(
   id uuid, lease_token bigint, outcome text, result jsonb, error jsonb, delay interval) returns text
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 declare
   v_accepted boolean;
   v_state text;

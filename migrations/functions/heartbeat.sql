@@ -7,6 +7,7 @@
 create or replace function queue_pg.heartbeat(ids uuid[], lease_tokens bigint[], lease interval default null)
 returns table (id uuid, lease_expires_at timestamptz)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -48,6 +49,7 @@ comment on function queue_pg.heartbeat is 'Extends leases; returns those still h
 -- Which of these leases still stand. Read-only and cheap, for noticing a cancel within a second without NOTIFY.
 create or replace function queue_pg.held(ids uuid[], lease_tokens bigint[]) returns table (id uuid)
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off

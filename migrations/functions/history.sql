@@ -17,7 +17,11 @@ $$;
 create or replace function queue_pg.cover(
   parent text, key text, at timestamptz, width interval, out covered_until timestamptz, out created boolean)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '250ms'
+-- Bounds are written out: ISO with a numeric zone, because the abbreviation of one may be read as another.
+set datestyle = 'ISO'
+set timezone = 'UTC'
 as $$
 declare
   v_from timestamptz;
@@ -48,6 +52,7 @@ begin
   end if;
   v_name := format('%s_%s', parent, to_char(v_from at time zone 'utc', 'YYYYMMDD"t"HH24MISS'));
   execute format('create table queue_pg.%I (like queue_pg.%I including defaults including constraints)', v_name, parent);
+  execute format('alter table queue_pg.%I replica identity full', v_name);
   execute format(
     'with moved as (delete from queue_pg.%I where %I >= %L and %I < %L returning *) '
     'insert into queue_pg.%I select * from moved',
@@ -71,22 +76,94 @@ language sql as $$
     cancelled = c.cancelled + excluded.cancelled
 $$;
 
--- Creates the partitions that will be needed soon, drops those whose whole range has passed, and sweeps what has no
--- partition of its own: the default partition, unique keys, long-dead workers. Each piece waits at most 250 ms for a
--- lock and is otherwise left for the next call. Returns how many partitions were created and dropped.
+-- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, workers
+-- long dead. In bites, so that a long absence does not become one long transaction.
+create or replace function queue_pg.sweep() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := queue_pg.now();
+  v_lane record;
+begin
+  delete from queue_pg.unique_keys u
+  where (u.org, u.unique_key) in (
+    select k.org, k.unique_key from queue_pg.unique_keys k
+    where k.expires_at <= v_now order by k.expires_at limit 10000 for update skip locked);
+  delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
+  delete from queue_pg.job_events_default e
+  where e.ctid = any (array(
+    select d.ctid from queue_pg.job_events_default d
+    where d.at < v_now - (select s.events_retention from queue_pg.settings s) limit 10000 for update skip locked));
+  for v_lane in
+    with gone as (
+      delete from queue_pg.finished_jobs_default f
+      where f.ctid = any (array(
+        select d.ctid from queue_pg.finished_jobs_default d
+        where d.retain_until <= v_now order by d.retain_until limit 10000 for update skip locked))
+      returning f.org, f.queue, f.state
+    )
+    select g.org, g.queue, count(*) filter (where g.state = 'completed') as completed,
+      count(*) filter (where g.state = 'failed') as failed, count(*) filter (where g.state = 'cancelled') as cancelled
+    from gone g group by g.org, g.queue order by g.org, g.queue
+  loop
+    perform queue_pg.uncount(v_lane.org, v_lane.queue, v_lane.completed, v_lane.failed, v_lane.cancelled);
+  end loop;
+end
+$$;
+
+-- Drops one partition whose whole range may be forgotten, the oldest. True when there was one.
+-- SHARE keeps writers out while its jobs are counted, readers only wait for the DROP. A table that is no partition any
+-- more, because somebody detached or dropped it, is theirs and only struck off the list.
+create or replace function queue_pg.drop_partition(parent text, name text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '250ms'
+as $$
+declare
+  v_lane record;
+begin
+  if exists (
+    select from pg_inherits i
+    where i.inhrelid = to_regclass(format('queue_pg.%I', name)) and i.inhparent = to_regclass(format('queue_pg.%I', parent))
+  ) then
+    if parent = 'finished_jobs' then
+      execute format('lock table queue_pg.%I in share mode', name);
+      for v_lane in execute format(
+        'select org, queue, count(*) filter (where state = ''completed'') as completed, '
+        'count(*) filter (where state = ''failed'') as failed, count(*) filter (where state = ''cancelled'') as cancelled '
+        'from queue_pg.%I group by org, queue order by org, queue', name)
+      loop
+        perform queue_pg.uncount(v_lane.org, v_lane.queue, v_lane.completed, v_lane.failed, v_lane.cancelled);
+      end loop;
+    end if;
+    execute format('drop table queue_pg.%I', name);
+  end if;
+  delete from queue_pg.partitions p where p.name = drop_partition.name;
+  return true;
+exception when lock_not_available or deadlock_detected then
+  return false;
+end
+$$;
+
+-- Creates the partitions that will be needed soon, sweeps, and drops the oldest partition whose whole range has passed:
+-- one a call, because DROP keeps everybody out of history until the transaction ends. Call it again while it drops.
+-- Each piece waits at most 250 ms for a lock and is otherwise left for the next call; what fails for another reason
+-- is reported as a warning and does not keep the rest from being done.
 create or replace function queue_pg.maintain_history() returns table (created integer, dropped integer)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '250ms'
 as $$
 declare
   v_now timestamptz := queue_pg.now();
+  v_parent text;
   v_retention interval;
   v_width interval;
   v_at timestamptz;
   v_until timestamptz;
   v_created boolean;
   v_name text;
-  v_parent text;
 begin
   created := 0;
   dropped := 0;
@@ -95,58 +172,33 @@ begin
     return;
   end if;
 
-  for v_retention in
-    select s.retention from queue_pg.settings s
-    union select q.retention from queue_pg.queues q where q.retention is not null
+  begin
+    perform queue_pg.sweep();
+  exception
+    when lock_not_available or deadlock_detected then null;
+    when others then raise warning 'queue_pg.sweep: %', sqlerrm;
+  end;
+
+  for v_parent, v_retention in
+    select 'finished_jobs', s.retention from queue_pg.settings s
+    union select 'finished_jobs', q.retention from queue_pg.queues q where q.retention is not null
+    union all select 'job_events', interval '0'
   loop
-    v_width := queue_pg.partition_width(v_retention);
+    v_width := case v_parent when 'job_events' then interval '1 day' else queue_pg.partition_width(v_retention) end;
     v_at := v_now + v_retention;
     v_until := v_at + 2 * v_width;
     begin
       while v_at <= v_until loop
         select c.covered_until, c.created into v_at, v_created
-        from queue_pg.cover('finished_jobs', 'retain_until', v_at, v_width) c;
+        from queue_pg.cover(v_parent, case v_parent when 'job_events' then 'at' else 'retain_until' end, v_at, v_width) c;
         created := created + v_created::integer;
       end loop;
-    exception when lock_not_available or deadlock_detected then
-      null;
+    exception
+      when lock_not_available or deadlock_detected then null;
+      when others then raise warning 'queue_pg.cover of %: %', v_parent, sqlerrm;
     end;
   end loop;
-  begin
-    v_at := v_now;
-    while v_at <= v_now + interval '2 days' loop
-      select c.covered_until, c.created into v_at, v_created from queue_pg.cover('job_events', 'at', v_at, '1 day') c;
-      created := created + v_created::integer;
-    end loop;
-  exception when lock_not_available or deadlock_detected then
-    null;
-  end;
 
-  delete from queue_pg.unique_keys u
-  where (u.org, u.unique_key) in (
-    select k.org, k.unique_key from queue_pg.unique_keys k
-    where k.expires_at <= v_now order by k.expires_at limit 10000 for update skip locked);
-  delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
-
-  with gone as (
-    delete from queue_pg.finished_jobs_default f
-    where f.ctid = any (array(
-      select d.ctid from queue_pg.finished_jobs_default d
-      where d.retain_until <= v_now limit 10000 for update skip locked))
-    returning f.org, f.queue, f.state
-  ),
-  counts as (
-    select g.org, g.queue, count(*) filter (where g.state = 'completed') as completed,
-      count(*) filter (where g.state = 'failed') as failed, count(*) filter (where g.state = 'cancelled') as cancelled
-    from gone g group by g.org, g.queue
-  )
-  select count(queue_pg.uncount(c.org, c.queue, c.completed, c.failed, c.cancelled)::text) into v_name from counts c;
-  delete from queue_pg.job_events_default e
-  where e.ctid = any (array(
-    select d.ctid from queue_pg.job_events_default d
-    where d.at < v_now - (select s.events_retention from queue_pg.settings s) limit 10000 for update skip locked));
-
-  -- Last, because DROP holds its lock on the parent until this transaction ends.
   for v_parent, v_name in
     select p.parent, p.name from queue_pg.partitions p
     where p.to_at <= v_now - case when p.parent = 'job_events'
@@ -154,19 +206,11 @@ begin
     order by p.to_at
   loop
     begin
-      if v_parent = 'finished_jobs' then
-        execute format(
-          'select count(queue_pg.uncount(c.org, c.queue, c.completed, c.failed, c.cancelled)::text) from ('
-          'select org, queue, count(*) filter (where state = ''completed'') as completed, '
-          'count(*) filter (where state = ''failed'') as failed, count(*) filter (where state = ''cancelled'') as cancelled '
-          'from queue_pg.%I group by org, queue order by org, queue) c', v_name);
-      end if;
-      execute format('drop table queue_pg.%I', v_name);
-      delete from queue_pg.partitions p where p.name = v_name;
-      dropped := dropped + 1;
-    exception when lock_not_available or deadlock_detected then
-      null;
+      dropped := queue_pg.drop_partition(v_parent, v_name)::integer;
+    exception when others then
+      raise warning 'queue_pg.drop_partition of %: %', v_name, sqlerrm;
     end;
+    exit when dropped > 0;
   end loop;
   return next;
 end

@@ -20,7 +20,9 @@ $$;
 -- The row lock orders this against finish(): either finish() sees the mark, or this sees the finished job. So no end
 -- is missed, and jobs nobody waits for send nothing.
 create or replace function queue_pg.watch(ids uuid[]) returns table (id uuid, state queue_pg.job_state)
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 declare
   v_queued boolean;

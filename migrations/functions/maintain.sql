@@ -6,6 +6,7 @@
 -- past its timeout did have its attempt: that counts as a failed one with code timeout.
 create or replace function queue_pg.reap(max_jobs integer default 1000) returns table (id uuid, state text)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -72,7 +73,7 @@ begin
     lease_expires_at = case when u.ended then j.lease_expires_at end,
     run_at = u.run_at,
     error = u.error,
-    attempt = j.attempt - case when u.timed_out then 0 else 1 end,
+    attempt = greatest(j.attempt - case when u.timed_out then 0 else 1 end, 0),
     lease_losses = j.lease_losses + case when u.timed_out then 0 else 1 end
   from unnest(v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended) as u (id, state, error, run_at, timed_out, ended)
   where j.id = u.id;
@@ -90,6 +91,7 @@ comment on function queue_pg.reap is 'Takes jobs back from workers whose leases 
 -- Makes due jobs claimable; returns how many.
 create or replace function queue_pg.promote(max_jobs integer default 1000) returns integer
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -123,6 +125,7 @@ comment on function queue_pg.promote is 'Makes scheduled jobs that are due claim
 -- Fails jobs that did not start before their deadline; returns how many.
 create or replace function queue_pg.expire(max_jobs integer default 1000) returns integer
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -167,6 +170,7 @@ comment on function queue_pg.expire is 'Fails jobs whose deadline passed before 
 create or replace function queue_pg.maintain(max_jobs integer default 1000)
 returns table (reaped integer, promoted integer, expired integer, busy boolean, next_due_seconds double precision)
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -175,13 +179,27 @@ as $$
 declare
   v_next timestamptz;
 begin
-  if pg_try_advisory_xact_lock(7310579610401947745) then
-    select count(*) into reaped from queue_pg.reap(max_jobs);
-    promoted := queue_pg.promote(max_jobs);
-    expired := queue_pg.expire(max_jobs);
-    busy := false;
-  else
-    reaped := 0; promoted := 0; expired := 0; busy := true;
+  reaped := 0;
+  promoted := 0;
+  expired := 0;
+  busy := not pg_try_advisory_xact_lock(7310579610401947745);
+  if not busy then
+    -- Apart from each other: what stops one of them must not stop the other two.
+    begin
+      select count(*) into reaped from queue_pg.reap(max_jobs);
+    exception when others then
+      raise warning 'queue_pg.reap: %', sqlerrm;
+    end;
+    begin
+      promoted := queue_pg.promote(max_jobs);
+    exception when others then
+      raise warning 'queue_pg.promote: %', sqlerrm;
+    end;
+    begin
+      expired := queue_pg.expire(max_jobs);
+    exception when others then
+      raise warning 'queue_pg.expire: %', sqlerrm;
+    end;
   end if;
   v_next := least(
     (select j.run_at from queue_pg.jobs j where j.state = 'scheduled' order by j.run_at limit 1),

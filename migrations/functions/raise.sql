@@ -1,7 +1,9 @@
 -- The errors that the SQL API raises on purpose. DETAIL is JSON, so that every client reads the values it is about.
 
 create or replace function queue_pg.raise_not_found(id uuid) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 begin
   raise exception using errcode = 'QP001', message = format('no job %s', id),
     detail = jsonb_build_object('id', id)::text,
@@ -10,7 +12,9 @@ end
 $$;
 
 create or replace function queue_pg.raise_wrong_state(id uuid, action text, state text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 begin
   raise exception using errcode = 'QP002', message = format('cannot %s job %s: it is %s', action, id, state),
     detail = jsonb_build_object('id', id, 'action', action, 'state', state)::text;
@@ -18,7 +22,9 @@ end
 $$;
 
 create or replace function queue_pg.raise_lease_lost(id uuid, state text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 begin
   raise exception using errcode = 'QP003', message = format('the lease on job %s is no longer held', id),
     detail = jsonb_build_object('id', id, 'state', state)::text,
@@ -27,7 +33,9 @@ end
 $$;
 
 create or replace function queue_pg.raise_key_conflict(unique_key text, id uuid) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 begin
   raise exception using errcode = 'QP004',
     message = format('unique key %L already belongs to job %s with another body', unique_key, id),
@@ -37,7 +45,9 @@ end
 $$;
 
 create or replace function queue_pg.raise_invalid(field text, reason text) returns void
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 begin
   raise exception using errcode = 'QP005', message = format('%s: %s', field, reason),
     detail = jsonb_build_object('field', field, 'reason', reason)::text;

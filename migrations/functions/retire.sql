@@ -5,6 +5,7 @@
 create or replace function queue_pg.retire(
   ids uuid[], states queue_pg.job_state[], results jsonb[], errors jsonb[]) returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -42,7 +43,7 @@ begin
         coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), s.timeout),
         r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent
       from removed r cross join queue_pg.settings s
-      returning org, queue, state, unique_key, retain_until
+      returning id, org, queue, state, unique_key, retain_until
     ),
     -- In the order of the key, so that two batches that touch the same counters cannot deadlock.
     counted as (
@@ -58,7 +59,7 @@ begin
     dated as (
       update queue_pg.unique_keys u set expires_at = m.retain_until
       from moved m
-      where m.unique_key is not null and u.org = m.org and u.unique_key = m.unique_key
+      where m.unique_key is not null and u.org = m.org and u.unique_key = m.unique_key and u.job_id = m.id
     )
     select r.id from removed r where r.watched
   loop

@@ -43,7 +43,9 @@ comment on function queue_pg.queue_stats is 'Jobs by state for each queue, and h
 -- unknown), held_by who or what it waits for. No row when there is no such job.
 create or replace function queue_pg.why_waiting(id uuid)
 returns table (reason text, detail text, until timestamptz, held_by text)
-language plpgsql volatile as $$
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();

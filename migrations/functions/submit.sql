@@ -6,7 +6,9 @@
 -- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent; null or absent means the default.
 -- `created` is false where the unique key already names the job. Raises QP004 and QP005.
 create or replace function queue_pg.submit_many(jobs jsonb) returns table ("position" integer, id uuid, created boolean)
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
@@ -114,7 +116,9 @@ create or replace function queue_pg.submit(
   metadata jsonb default '{}',
   org text default 'default',
   traceparent text default null) returns uuid
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 declare
   v_id uuid := queue_pg.uuid7();
@@ -126,7 +130,8 @@ begin
       perform queue_pg.raise_invalid('unique_key', 'must have 1 to 255 characters');
     end if;
     v_owner := queue_pg.take_unique_key(
-      submit.org, submit.unique_key, v_id, submit.queue, submit.kind, coalesce(submit.payload, '{}'));
+      coalesce(submit.org, 'default'), submit.unique_key, v_id, coalesce(submit.queue, 'default'), submit.kind,
+      coalesce(submit.payload, '{}'));
     if v_owner <> v_id then
       return v_owner;
     end if;
@@ -137,7 +142,7 @@ begin
   values (
     v_id, coalesce(submit.run_at, v_now + coalesce(submit.delay, '0')), v_now, submit.max_attempts,
     coalesce(submit.priority, 0), coalesce(submit.org, 'default'), coalesce(submit.queue, 'default'), submit.kind,
-    coalesce(submit.payload, '{}'), submit.timeout, submit.expires_at, submit.unique_key,
+    coalesce(submit.payload, '{}'), queue_pg.plain_interval(submit.timeout), submit.expires_at, submit.unique_key,
     coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent);
   return v_id;
 end

@@ -7,7 +7,9 @@
 -- and must not wait for the end of this caller's transaction.
 create or replace function queue_pg.take_unique_key(
   org text, unique_key text, id uuid, queue text, kind text, payload jsonb) returns uuid
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 declare
   v_key queue_pg.unique_keys;
   v_job queue_pg.all_jobs;
@@ -48,7 +50,9 @@ $$;
 -- A plain INSERT with a key that another job has is refused as any unique index would: 23505. Use submit() to get the
 -- existing job instead.
 create or replace function queue_pg.jobs_unique_key() returns trigger
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 declare
   v_owner uuid;
   v_detail text;
@@ -66,9 +70,10 @@ begin
       detail = jsonb_build_object('unique_key', new.unique_key, 'id', v_owner)::text,
       hint = 'Call queue_pg.submit(): it returns the existing job.';
   end if;
-  return new;
+  return null;
 end
 $$;
 
-create or replace trigger jobs_unique_key before insert on queue_pg.jobs
+-- AFTER, so that a row that ON CONFLICT DO NOTHING leaves out takes no key.
+create or replace trigger jobs_unique_key after insert on queue_pg.jobs
   for each row when (new.unique_key is not null) execute function queue_pg.jobs_unique_key();

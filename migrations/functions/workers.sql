@@ -16,7 +16,9 @@ comment on function queue_pg.register_worker is 'Adds or refreshes the row of a 
 -- Returns false when the row is gone: the worker was away for an hour and registers again.
 create or replace function queue_pg.worker_heartbeat(
   id text, active integer, processed bigint, failed bigint, stopping boolean default false) returns boolean
-language plpgsql as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
 #variable_conflict use_column
 begin
   update queue_pg.workers w set

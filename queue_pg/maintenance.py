@@ -23,7 +23,6 @@ from queue_pg.sqlstates import translated
 from queue_pg.wakeup import WAKE, Wakeups
 
 MAX_SLEEP_SECONDS: Final = 1.0
-IDLE_SLEEP_SECONDS: Final = 5.0
 HISTORY_SECONDS: Final = 60.0
 BATCH: Final = 1_000
 _BACKOFF_SECONDS: Final = (0.2, 10.0)
@@ -35,7 +34,7 @@ _log = logging.getLogger(__name__)
 class MaintenanceLoop:
     """Calls `queue_pg.maintain` when the next thing falls due and `queue_pg.maintain_history` every minute.
 
-    `wakeups` (started by its owner) tells that a new job may fall due earlier; without it a sleep of 1 s is the limit.
+    It sleeps at most 1 s; `wakeups` (started by its owner) tells that a new job may fall due earlier.
     """
 
     def __init__(self, pool_or_dsn: AsyncPool | AsyncConnectionPool[Any] | str, wakeups: Wakeups | None = None) -> None:
@@ -97,15 +96,14 @@ class MaintenanceLoop:
             _log.warning("History is not maintained: %s", error)
         else:
             if dropped:
-                _log.info("Dropped %d partitions of history, made %d.", dropped, created)
+                _log.info("Dropped %d partition of history, made %d.", dropped, created)
+                self._history_at = 0.0  # one is dropped a call: there may be more
 
     def _pause(self, step: MaintenanceStep) -> float:
         if BATCH in (step.reaped, step.promoted, step.expired):
             return 0.0  # a full batch: there is more
-        if step.next_due_seconds is None:
-            pause = IDLE_SLEEP_SECONDS if self._wakeups is not None and self._wakeups.listening else MAX_SLEEP_SECONDS
-        else:
-            pause = min(step.next_due_seconds, MAX_SLEEP_SECONDS)
+        # Never longer, even when nothing is known to fall due: no hint tells of a short lease that was just taken.
+        pause = MAX_SLEEP_SECONDS if step.next_due_seconds is None else min(step.next_due_seconds, MAX_SLEEP_SECONDS)
         if step.busy:
             # Another process is at it; what is due now is in its hands.
             pause = max(pause, MAX_SLEEP_SECONDS / 4)
@@ -131,7 +129,8 @@ class MaintenanceLoop:
     def _note_failure(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
-            _log.warning("Maintenance pauses: %s Trying again.", str(error).partition("\n")[0])
+            hint = getattr(error, "hint", None)
+            _log.warning("Maintenance pauses: %s %s", str(error).partition("\n")[0], hint or "Trying again.")
 
     def _note_recovery(self) -> None:
         if self._failing:

@@ -70,7 +70,17 @@ class Waiting:
             self._leave(job_id, waiter)
         if waiter.error is not None:
             raise waiter.error
+        if waiter.job is None and not waiter.seen:
+            return self._look(job_id)
         return waiter.job, waiter.state
+
+    def _look(self, job_id: UUID) -> tuple[Job | None, str]:
+        """Look once, for who had no time to wait for the loop: a timeout of 0 asks whether the job has ended."""
+        states = self._states([job_id])
+        if job_id not in states:
+            raise JobNotFound(job_id)
+        jobs = self._jobs([job_id]) if states[job_id] in FINISHED_STATES else []
+        return next((job for job in jobs if job.finished), None), states[job_id]
 
     def close(self) -> None:
         """End the loop and every wait."""
@@ -162,6 +172,9 @@ class Waiting:
         if not ids:
             return
         states = (self._watch(ids) if self._wakeups.enabled else self._states(ids))
+        if missing := [job_id for job_id in ids if job_id not in states]:
+            # A job that moved into a partition made in this very moment is seen by the next statement only.
+            states |= self._states(missing)
         ended = [job_id for job_id in ids if states.get(job_id) in FINISHED_STATES]
         with self._lock:
             for job_id in ids:

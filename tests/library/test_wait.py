@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -92,6 +92,17 @@ async def test_a_finished_job_needs_no_waiting(dsn: str) -> None:
         job = await queue.submit("k")
         await finish_one(queue)
         assert (await queue.wait(job.id, SOON)).id == job.id
+
+
+async def test_a_timeout_of_zero_asks_whether_the_job_has_ended(dsn: str) -> None:
+    async with Queue(dsn) as queue:
+        job = await queue.submit("k")
+        with pytest.raises(WaitTimeout, match="still queued after 0 s"):
+            await queue.wait(job.id, timeout=0)
+        await queue.cancel(job.id)
+        assert (await queue.wait(job.id, timeout=0)).state == "cancelled"
+        with pytest.raises(JobNotFound):
+            await queue.wait(uuid4(), timeout=0)
 
 
 @pytest.mark.parametrize("notify", [True, False])

@@ -124,7 +124,8 @@ async def test_bounds_do_not_depend_on_how_a_session_writes_dates(conn: Connecti
     await conn.execute("reset datestyle")
     bounds = await rows(
         conn,
-        "select p.from_at, (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \\(''([^'']+)''\\)'))[1]::timestamptz"
+        "select p.from_at,"
+        " (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \\(''([^'']+)''\\)'))[1]::timestamptz"
         " from queue_pg.partitions p join pg_class c on c.relname = p.name",
     )
     assert len(bounds) > before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 from queue_pg.tasks import Tasks, current_job
@@ -33,3 +34,9 @@ def tell_pid_and_hang(path: str) -> None:
     with open(path, "w") as pipe:
         pipe.write(f"{os.getpid()}\n")
     signal.pause()
+
+
+@process_tasks.task(run_in="process")
+def add_up(numbers: Iterable[int]) -> int:
+    """Take what pydantic makes of an Iterable: an iterator, which cannot be pickled."""
+    return sum(numbers)

@@ -101,12 +101,12 @@ async def test_two_leases_of_one_job_go_in_two_batches(monkeypatch: pytest.Monke
 
 async def test_a_refused_batch_is_sent_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = psycopg.DataError("bad")
-    # The batch, the first alone, the second alone, the second again; then its replacement is taken.
-    recorder = Recorder(refusal, None, refusal, refusal)
+    # The batch, the first alone, the second alone; then its replacement is taken.
+    recorder = Recorder(refusal, None, refusal)
     entries = [completed(held()) for _ in range(3)]
     flushing = await flush(recorder, monkeypatch, *entries)
-    assert [len(batch) for batch in recorder.batches] == [3, 1, 1, 1, 1, 1]
-    replacement = recorder.batches[4][0]
+    assert [len(batch) for batch in recorder.batches] == [3, 1, 1, 1, 1]
+    replacement = recorder.batches[3][0]
     assert (replacement.id, replacement.outcome) == (entries[1][0].job.id, "discard")
     assert "result_invalid" in (replacement.error or "")
     assert (flushing.processed, flushing.failed) == (3, 1)
@@ -125,3 +125,41 @@ async def test_a_lease_known_to_be_lost_is_not_sent(monkeypatch: pytest.MonkeyPa
     lost.lost = True
     await flush(recorder, monkeypatch, completed(lost), completed(held()))
     assert [len(batch) for batch in recorder.batches] == [1]
+
+
+async def test_outcomes_whose_leases_were_lost_in_an_outage_do_not_keep_the_worker_from_claiming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "finish", Recorder(psycopg.OperationalError("away")).finish)
+    link: Any = FakeLink()
+    signals = Signals()
+    lagging_when_told: list[bool] = []
+    flushing = Finisher(
+        link, Leases(), max_unflushed=10, signals=signals, on_room=lambda: lagging_when_told.append(flushing.lagging)
+    )
+    one = held()
+    with signals.listen("outage") as outage:
+        flushing.add(*completed(one))
+        running = asyncio.create_task(flushing.run())
+        await asyncio.wait_for(outage.get(), 10)
+    assert flushing.lagging
+    # As the heartbeat does, when it is the first to reach the database again.
+    one.lost = True
+    flushing.close()
+    await asyncio.wait_for(running, 10)
+    assert not flushing.lagging
+    assert lagging_when_told[-1] is False
+
+
+async def test_a_refusal_for_good_ends_an_outage_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = psycopg.DataError("bad")
+    monkeypatch.setattr(store, "finish", Recorder(psycopg.OperationalError("away"), refusal, refusal).finish)
+    link: Any = FakeLink()
+    signals = Signals()
+    flushing = Finisher(link, Leases(), max_unflushed=10, signals=signals, on_room=lambda: None)
+    flushing.add(*completed(held()))
+    flushing.close()
+    with signals.listen("recovered") as recovered:
+        await asyncio.wait_for(flushing.run(), 10)
+        assert await asyncio.wait_for(recovered.get(), 10) == "recording outcomes"
+    assert (flushing.lagging, flushing.unflushed, flushing.processed) == (False, 0, 0)

@@ -360,3 +360,35 @@ async def test_while_outcomes_cannot_be_recorded_nothing_more_is_claimed(
         for job in jobs:
             end = await finished(queue, job.id)
             assert (end.state, end.attempt) == ("completed", 1)
+
+
+async def test_claiming_goes_on_after_an_outage_that_cost_all_leases(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from queue_pg import store
+
+    real = store.finish
+    healed = False
+
+    async def away(connection: Any, outcomes: Any) -> Any:
+        if not healed:
+            raise psycopg.OperationalError("the database is away")
+        return await real(connection, outcomes)
+
+    monkeypatch.setattr(store, "finish", away)
+    async with (
+        running(dsn, maintenance=False, concurrency=1, **LEASE) as worker,
+        emitted(worker, "outage") as outage,
+        emitted(worker, "finished") as recorded,
+    ):
+        job = await queue.submit("chat", {"prompt": "x"})
+        assert await outage() == "recording outcomes"
+        # Another worker got it meanwhile; the heartbeat hears of it before the outcome is sent again.
+        await conn.execute(
+            "update queue_pg.jobs set lease_token = lease_token + 1, worker_id = 'other',"
+            " lease_expires_at = queue_pg.now() + interval '1 h' where id = %s",
+            [job.id],
+        )
+        assert await recorded() == (job.id, False, None)
+        healed = True
+        assert (await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)).state == "completed"

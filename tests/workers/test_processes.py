@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from in_process import finished, row
+from queue_pg_workers.supervisor import Supervisor
 from worker_process import Pipe, cuttable, told_pipe, worker_process
 
 from queue_pg import Queue
@@ -132,6 +133,8 @@ async def test_a_cut_line_is_survived(dsn: str, queue: Queue, pipe: Pipe) -> Non
     async with cuttable(dsn) as (line, through), worker_process(through, "telling_tasks", pipe=pipe) as worker:
         await finished(queue, (await queue.submit("quick")).id)
         for _ in range(2):
+            # Cut off before this answer, it would claim nothing.
+            await worker.logged("(quick): completed")
             line.refuse()
             await worker.logged("claiming: the database cannot be used")
             job = await queue.submit("quick")
@@ -197,6 +200,17 @@ async def test_a_supervisor_restarts_what_dies_and_passes_signals_on(dsn: str, q
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0
     assert await queue.workers() == []
+
+
+async def test_a_process_that_has_just_ended_keeps_no_order_from_the_others() -> None:
+    supervisor = Supervisor([], reload=False)
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    alive = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    # As it is between the end of a process and the moment when the supervisor's task hears of it.
+    supervisor._processes.update({0: gone, 1: alive})  # pyright: ignore[reportPrivateUsage]
+    supervisor._pass_on()  # pyright: ignore[reportPrivateUsage]
+    assert await asyncio.wait_for(alive.wait(), 10) == -signal.SIGTERM
 
 
 async def test_processes_end_with_their_supervisor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -13,6 +13,8 @@ import pytest
 from in_process import emitted, finished, row, running, soon
 from process_tasks import process_tasks
 from psycopg.types.json import Jsonb
+from pydantic import AfterValidator
+from queue_pg_workers import attempt
 
 from queue_pg import Queue
 from queue_pg.models import Cancel, Fail, JobState, Snooze
@@ -68,6 +70,52 @@ async def test_a_process_that_dies_hurts_its_own_job_only(dsn: str, queue: Queue
         assert failed.error["code"] == "ProcessDied"
         assert "SIGKILL" in failed.error["message"]
         assert (await finished(queue, after.id)).state == "completed"
+
+
+async def test_arguments_that_cannot_be_pickled_fail_the_job(dsn: str, queue: Queue) -> None:
+    async with running(dsn, process_tasks, concurrency=1) as worker, emitted(worker, "finished") as recorded:
+        job = await queue.submit("add_up", {"numbers": [1, 2]})
+        end = await finished(queue, job.id)
+        assert await recorded() == (job.id, True, "failed")
+        assert len(worker.leases) == 0
+    assert end.error is not None
+    assert (end.attempt, end.error["code"]) == (1, "arguments_unpicklable")
+    assert "pickle" in end.error["message"]
+
+
+async def test_an_error_of_the_worker_s_own_ends_the_attempt(
+    dsn: str, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_text: str) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(attempt, "decode_json", broken)
+    async with running(dsn, concurrency=1) as worker, emitted(worker, "finished") as recorded:
+        job = await queue.submit("chat", {"prompt": "x"}, max_attempts=1)
+        end = await finished(queue, job.id)
+        assert await recorded() == (job.id, True, "failed")
+        assert len(worker.leases) == 0
+    assert end.error is not None
+    assert end.error["code"] == "worker_error"
+    assert "can't start new thread" in end.error["message"]
+
+
+def _leave(_value: int) -> int:
+    raise SystemExit(3)
+
+
+async def test_a_validator_that_exits_fails_its_attempt_only(dsn: str, queue: Queue) -> None:
+    tasks = Tasks()
+
+    @tasks.task
+    async def validated(number: Annotated[int, AfterValidator(_leave)]) -> int:
+        return number
+
+    async with running(dsn, tasks):
+        end = await finished(queue, (await queue.submit("validated", {"number": 1}, max_attempts=1)).id)
+        assert (await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)).state == "completed"
+    assert end.error is not None
+    assert end.error["code"] == "SystemExit"
 
 
 async def test_what_handlers_return(dsn: str, queue: Queue) -> None:

@@ -13,9 +13,16 @@ from queue_pg.models import Outcome
 from queue_pg.outcomes import of_error, of_return
 from queue_pg.payloads import UnreadableJson, decode_json
 from queue_pg.tasks import JobContext, job_context
+from queue_pg_workers.forks import ForkGuard
 from queue_pg_workers.kinds import Handler, RunIn
 from queue_pg_workers.leases import Held, Interruption
-from queue_pg_workers.outcomes import payload_invalid, payload_unreadable, released, timed_out
+from queue_pg_workers.outcomes import (
+    arguments_unpicklable,
+    payload_invalid,
+    payload_unreadable,
+    released,
+    timed_out,
+)
 from queue_pg_workers.processes import HandlerProcesses, ProcessCall
 from queue_pg_workers.signals import Signals
 from queue_pg_workers.threads import HandlerThreads
@@ -51,10 +58,10 @@ class Attempts:
         """
         try:
             kwargs, context = self._prepare(held, handler)
+            execution = self._start(held, handler, kwargs, context)
         except _Refused as refused:
             record(refused.outcome)
             return
-        execution = self._start(held, handler, kwargs, context)
         self._signals.emit("handler_started", held.job.id)
         interrupted = asyncio.create_task(held.interrupted())
         either: set[asyncio.Future[Any]] = {execution.ended, interrupted}
@@ -84,8 +91,8 @@ class Attempts:
             kwargs = handler.validate(payload)
         except InvalidJob as invalid:
             raise _Refused(payload_invalid(job, invalid)) from None
-        except Exception as error:
-            # Validators are the user's code too.
+        except BaseException as error:
+            # Validators are the user's code too, and SystemExit would end the worker's loop.
             raise _Refused(of_error(job.id, job.lease_token, error)) from None
         context = JobContext(
             job_id=job.id,
@@ -119,7 +126,12 @@ class Attempts:
             carried = copy_context()
             thread = self._threads.submit(lambda: carried.run(_in_thread, handler.fn, kwargs, context))
             return Execution(asyncio.wrap_future(thread), lambda: None, stoppable=False)
-        run, kill = self._processes.prepare(ProcessCall.of(handler.fn, kwargs, context))
+        try:
+            call = ProcessCall.of(handler.fn, kwargs, context)
+        except BaseException as error:
+            # No retry can help: the same parameters make the same arguments.
+            raise _Refused(arguments_unpicklable(held.job, error)) from None
+        run, kill = self._processes.prepare(call)
         waiter = self._threads.submit(lambda: _in_process(run, context))
         return Execution(asyncio.wrap_future(waiter), kill, stoppable=True)
 
@@ -150,7 +162,7 @@ async def _on_loop(fn: Callable[..., Awaitable[Any]], kwargs: Mapping[str, Any],
     either we cancelled the handler, and `Held.interruption` says why, or it let one of its own escape.
     """
     try:
-        with job_context(context):
+        with ForkGuard(), job_context(context):
             return of_return(context.job_id, context.lease_token, await fn(**kwargs))
     except BaseException as error:
         return of_error(context.job_id, context.lease_token, error)
@@ -158,7 +170,7 @@ async def _on_loop(fn: Callable[..., Awaitable[Any]], kwargs: Mapping[str, Any],
 
 def _in_thread(fn: Callable[..., Any], kwargs: Mapping[str, Any], context: JobContext) -> Outcome:
     try:
-        with job_context(context):
+        with ForkGuard(), job_context(context):
             return of_return(context.job_id, context.lease_token, fn(**kwargs))
     except BaseException as error:
         return of_error(context.job_id, context.lease_token, error)

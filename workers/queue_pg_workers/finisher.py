@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_JOBS = 500
 MAX_BATCH_BYTES = 8 * 1024 * 1024
-REFUSED_PAUSE_SECONDS = 0.05
 # Above it no new jobs are claimed until the database has caught up.
 MAX_UNFLUSHED_BYTES = 64 * 1024 * 1024
 
@@ -35,10 +34,9 @@ _END_STATES = {"complete": "completed", "discard": "failed", "cancel": "cancelle
 
 
 class _Entry:
-    __slots__ = ("held", "outcome", "refused", "size", "unknown")
+    __slots__ = ("held", "outcome", "size", "unknown")
 
     def __init__(self, held: Held, outcome: Outcome) -> None:
-        self.refused = False
         # Sent before without an answer: it may have been recorded then.
         self.unknown = False
         self.held = held
@@ -73,7 +71,9 @@ class Finisher:
     @property
     def lagging(self) -> bool:
         """Tell whether claiming must pause: outcomes gather, which a crash would lose and memory cannot hold."""
-        return self._outage.lasting or self.unflushed > self._max_unflushed or self._bytes > MAX_UNFLUSHED_BYTES
+        # With nothing left to send, no flush would find out that the outage is over.
+        cut_off = self._outage.lasting and self.unflushed > 0
+        return cut_off or self.unflushed > self._max_unflushed or self._bytes > MAX_UNFLUSHED_BYTES
 
     def add(self, held: Held, outcome: Outcome) -> None:
         entry = _Entry(held, outcome)
@@ -91,6 +91,9 @@ class Finisher:
             batch = self._next_batch()
             if batch:
                 await self._flush(batch)
+            else:
+                # All their leases were lost meanwhile, as in an outage that the heartbeat saw the end of first.
+                self._on_room()
 
     def close(self) -> None:
         """End `run` when all is flushed."""
@@ -138,19 +141,16 @@ class Finisher:
                 entry.unknown = True
             self._put_back(batch)
             await asyncio.sleep(self._outage.failed(error))
-        elif len(batch) > 1:
+            return
+        # It was the database that refused, so it is there.
+        self._outage.over()
+        if len(batch) > 1:
             log.warning("a batch of %d outcomes was refused (%s), sending them one by one", len(batch), _said(error))
             for done, entry in enumerate(batch):
                 await self._flush([entry])
                 if self._outage.lasting:
                     self._put_back(batch[done + 1 :])
                     break
-        elif not batch[0].refused:
-            # Once more, after a moment: a partition that is made just now refuses rows that were on their way to
-            # the default partition, and says so with the same words as for a row that never fits.
-            batch[0].refused = True
-            await asyncio.sleep(REFUSED_PAUSE_SECONDS)
-            await self._flush(batch)
         elif batch[0].outcome.outcome == "discard":
             # Nothing we could say would be taken; the lease runs out and the reaper counts the loss.
             log.error("job %s: its outcome cannot be recorded (%s)", batch[0].held.job.id, _said(error))

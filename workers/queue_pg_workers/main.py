@@ -17,6 +17,7 @@ from typing import Any
 from queue_pg.errors import QueuePgError
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
 from queue_pg_workers.config import WorkerConfig
+from queue_pg_workers.forks import handle_stop_signals
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.choice import ProviderSettings, make_provider
 from queue_pg_workers.target import load_handlers
@@ -40,9 +41,8 @@ def main() -> None:
 def work(config: WorkerConfig) -> int:
     """Work until signalled; return the exit code. Prints its errors."""
     logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Until there is a worker to stop: importing the user's module can take long.
-        signal.signal(number, _end_early)
+    # Until there is a worker to stop: importing the user's module can take long.
+    handle_stop_signals(_end_early)
     # For tasks that handlers submit, and for handlers in processes of their own.
     os.environ["DATABASE_URL"] = config.dsn
     try:
@@ -82,8 +82,7 @@ def config_from_json(text: str) -> WorkerConfig:
 
 async def _work(worker: Worker, provider: Provider) -> None:
     order = _OrderToStop(worker)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, order)
+    handle_stop_signals(order)
     try:
         await worker.run()
     finally:

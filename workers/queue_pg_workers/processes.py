@@ -19,6 +19,7 @@ from typing import Any
 from queue_pg.models import Outcome
 from queue_pg.outcomes import of_error, of_return
 from queue_pg.tasks import JobContext, Task, job_context
+from queue_pg_workers.forks import ForkGuard
 
 
 class ProcessDied(Exception):
@@ -45,6 +46,7 @@ class ProcessCall:
 
     @classmethod
     def of(cls, fn: Callable[..., Any], kwargs: Mapping[str, Any], context: JobContext) -> ProcessCall:
+        """Raise whatever pickle or the arguments' own `__reduce__` raises."""
         passed = {field.name: getattr(context, field.name) for field in fields(context) if field.name != "cancelled"}
         return cls(function=f"{fn.__module__}:{fn.__qualname__}", arguments=pickle.dumps(dict(kwargs)), context=passed)
 
@@ -57,7 +59,7 @@ class ProcessCall:
             for name in path.split("."):
                 found = getattr(found, name)
             fn = found.fn if isinstance(found, Task) else found
-            with job_context(context):
+            with ForkGuard(), job_context(context):
                 return of_return(context.job_id, context.lease_token, fn(**pickle.loads(self.arguments)))  # noqa: S301
         except BaseException as error:
             return of_error(context.job_id, context.lease_token, error)

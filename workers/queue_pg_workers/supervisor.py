@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -96,7 +97,7 @@ class Supervisor:
         )
         self._processes[slot] = process
         if self._stop.is_set():
-            process.terminate()
+            _end(process)
         try:
             return await process.wait()
         finally:
@@ -108,8 +109,7 @@ class Supervisor:
 
     def _end_processes(self) -> None:
         for process in self._processes.values():
-            # Not yet reaped, so the pid cannot be another's.
-            process.terminate()
+            _end(process)
 
     async def _watch_code(self) -> None:
         # The stub names an optional dependency (trio), which leaves the type partly unknown.
@@ -129,3 +129,9 @@ class Supervisor:
         finally:
             for task in waiting:
                 task.cancel()
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    # It may have ended and been reaped already, before `_run_once` has heard of it.
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()

@@ -29,7 +29,7 @@ from queue_pg_workers.kinds import Handler
 from queue_pg_workers.leases import Held, Interruption, Leases
 from queue_pg_workers.link import Link, primary_dsn
 from queue_pg_workers.outage import Outage
-from queue_pg_workers.outcomes import released
+from queue_pg_workers.outcomes import released, worker_error
 from queue_pg_workers.signals import Signals
 from queue_pg_workers.threads import HandlerThreads
 
@@ -249,22 +249,28 @@ class Worker:
 
     async def _run_job(self, held: Held) -> None:
         job = held.job
+        recorded = False
         log.info("job %s (%s): attempt %d of %d begins", job.id, job.kind, job.attempt, job.max_attempts)
 
         def record(outcome: Outcome | None) -> None:
+            nonlocal recorded
+            recorded = True
             if outcome is None:
                 self.leases.remove(held)
                 self.signals.emit("finished", (held.job.id, False, None))
             else:
                 self._finisher.add(held, outcome)
 
-        await self._attempts.run(held, self._handlers[held.job.kind], record)
+        try:
+            await self._attempts.run(held, self._handlers[job.kind], record)
+        except Exception as error:
+            # Ours, not the handler's. The lease must not stay, or the heartbeat would renew it for ever.
+            log.exception("job %s (%s): the worker failed to run it", job.id, job.kind)
+            if not recorded:
+                record(worker_error(job, error))
 
     def _freed(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Ours, not the handler's. The lease runs out and the job is tried again elsewhere.
-            log.error("%s: the worker failed to run it", task.get_name(), exc_info=error)
         self.signals.emit("slot_freed", task.get_name())
         self._room.set()
 

@@ -41,6 +41,7 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
+  v_settings queue_pg.settings;
   v_unknown text;
   v_ids uuid[];
   v_states queue_pg.job_state[];
@@ -58,6 +59,7 @@ begin
       'one of complete, fail, discard, snooze, release, cancel for each id and lease_token');
   end if;
 
+  select s.* into v_settings from queue_pg.settings s;
   with input as (
     -- Should a batch name a job twice, its first entry counts.
     select distinct on (i.id) i.id, i.lease_token, i.outcome, i.result, i.error,
@@ -71,13 +73,13 @@ begin
   held as materialized (
     select j.id, j.attempt, j.expires_at, i.outcome, i.result, i.delay,
       coalesce(i.error, '{"code": "error", "message": "no reason given"}') as error,
-      coalesce(j.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind), s.max_attempts)
-        as max_attempts,
-      coalesce((select k.retry_base from queue_pg.kinds k where k.kind = j.kind), s.retry_base) as retry_base,
-      coalesce((select k.retry_cap from queue_pg.kinds k where k.kind = j.kind), s.retry_cap) as retry_cap
+      coalesce(
+        j.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind), v_settings.max_attempts
+      ) as max_attempts,
+      coalesce((select k.retry_base from queue_pg.kinds k where k.kind = j.kind), v_settings.retry_base) as retry_base,
+      coalesce((select k.retry_cap from queue_pg.kinds k where k.kind = j.kind), v_settings.retry_cap) as retry_cap
     from input i
     join queue_pg.jobs j on j.id = i.id
-    cross join queue_pg.settings s
     where j.lease_expires_at is not null and j.lease_token = i.lease_token
     order by j.id
     for update of j

@@ -17,7 +17,11 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
+  -- Read apart: before PostgreSQL 18 the price of a sequential scan that is switched off but cannot be avoided is so high
+  -- that all plans of a statement look the same, and the worst may be taken.
+  v_settings queue_pg.settings;
 begin
+  select s.* into v_settings from queue_pg.settings s;
   if lease is not null and (lease < '100 milliseconds' or lease > '1 day') then
     perform queue_pg.raise_invalid('lease', 'must be from 100 ms to 1 day');
   end if;
@@ -25,13 +29,12 @@ begin
   with held as materialized (
     select j.id,
       coalesce(
-        heartbeat.lease, (select q.lease from queue_pg.queues q where q.org = j.org and q.queue = j.queue), s.lease
-      ) as lease,
+        heartbeat.lease, (select q.lease from queue_pg.queues q where q.org = j.org and q.queue = j.queue),
+        v_settings.lease) as lease,
       j.claimed_at + coalesce(
-        j.timeout, (select k.timeout from queue_pg.kinds k where k.kind = j.kind), s.timeout) as times_out_at
+        j.timeout, (select k.timeout from queue_pg.kinds k where k.kind = j.kind), v_settings.timeout) as times_out_at
     from unnest(ids, lease_tokens) as i (id, lease_token)
     join queue_pg.jobs j on j.id = i.id
-    cross join queue_pg.settings s
     where j.lease_expires_at is not null and j.lease_token = i.lease_token
     order by j.id
     for no key update of j

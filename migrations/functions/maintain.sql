@@ -17,6 +17,7 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
+  v_settings queue_pg.settings;
   v_ids uuid[];
   v_states queue_pg.job_state[];
   v_errors jsonb[];
@@ -24,6 +25,7 @@ declare
   v_timed_out boolean[];
   v_ended boolean[];
 begin
+  select s.* into v_settings from queue_pg.settings s;
   with lost as materialized (
     select j.id, j.attempt, j.claimed_at, j.lease_losses, j.worker_id, j.expires_at, j.kind, j.max_attempts, j.timeout,
       j.run_at
@@ -34,12 +36,13 @@ begin
     for update skip locked
   ),
   known as (
-    select l.*, s.max_lease_losses,
-      l.claimed_at + coalesce(l.timeout, k.timeout, s.timeout) <= v_now as timed_out,
-      coalesce(l.max_attempts, k.max_attempts, s.max_attempts) as most_attempts,
+    select l.*, v_settings.max_lease_losses,
+      l.claimed_at + coalesce(l.timeout, k.timeout, v_settings.timeout) <= v_now as timed_out,
+      coalesce(l.max_attempts, k.max_attempts, v_settings.max_attempts) as most_attempts,
       v_now + queue_pg.backoff(
-        l.attempt, coalesce(k.retry_base, s.retry_base), coalesce(k.retry_cap, s.retry_cap)) as retry_at
-    from lost l cross join queue_pg.settings s left join queue_pg.kinds k on k.kind = l.kind
+        l.attempt, coalesce(k.retry_base, v_settings.retry_base), coalesce(k.retry_cap, v_settings.retry_cap)
+      ) as retry_at
+    from lost l left join queue_pg.kinds k on k.kind = l.kind
   ),
   decided as (
     select n.*, case

@@ -16,7 +16,9 @@ declare
   v_now timestamptz := queue_pg.now();
   v_shard smallint := pg_backend_pid() % 16;
   v_watched uuid;
+  v_settings queue_pg.settings;
 begin
+  select s.* into v_settings from queue_pg.settings s;
   for v_watched in
     with ending as materialized (
       select e.id, e.state, e.result, e.error
@@ -34,15 +36,16 @@ begin
       select
         r.id, r.run_at, r.created_at, r.claimed_at, v_now,
         v_now + coalesce(
-          (select q.retention from queue_pg.queues q where q.org = r.org and q.queue = r.queue), s.retention),
+          (select q.retention from queue_pg.queues q where q.org = r.org and q.queue = r.queue), v_settings.retention),
         r.lease_token, r.attempt,
         coalesce(
-          r.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = r.kind), s.max_attempts),
+          r.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = r.kind),
+          v_settings.max_attempts),
         r.lease_losses, r.last_event_seq, r.cost, r.end_state, r.priority, r.org, r.queue, r.kind, r.worker_id,
         r.payload, r.end_result, r.end_error,
-        coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), s.timeout),
+        coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), v_settings.timeout),
         r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent
-      from removed r cross join queue_pg.settings s
+      from removed r
       returning id, org, queue, state, unique_key, retain_until
     ),
     -- In the order of the key, so that two batches that touch the same counters cannot deadlock.
@@ -63,7 +66,7 @@ begin
     )
     select r.id from removed r where r.watched
   loop
-    if (select s.notify from queue_pg.settings s) then
+    if v_settings.notify then
       perform pg_notify('queue_pg_result', v_watched::text);
     end if;
   end loop;

@@ -254,6 +254,8 @@ async def test_registry_by_attribute(dsn: str, queue: Queue) -> None:
         (["broken"], {}, "'broken' cannot be imported: ZeroDivisionError: division by zero (broken.py:1)"),
         (["telling_tasks:not_tasks"], {}, "'telling_tasks:not_tasks' is no registry"),
         (["empty"], {}, "'empty' has no tasks"),
+        (["leaving"], {}, "'leaving' cannot be imported: SystemExit: 3 (leaving.py:2)"),
+        (["broken.py"], {}, "'broken.py' is a file's path; a worker takes a module's name. Try: broken"),
         ([], {"LLM_PROVIDER": "openai"}, "LLM_PROVIDER is openai, but there is neither a key nor a server"),
         (["--concurrency", "0"], {}, "worker_concurrency"),
     ],
@@ -263,6 +265,7 @@ async def test_what_cannot_work_is_said_in_one_line(
 ) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
     (tmp_path / "telling_tasks.py").write_text("not_tasks = 1\n")
     async with worker_process(dsn, *arguments, cwd=tmp_path, env=env) as worker:
         assert await worker.ended() == 2
@@ -314,5 +317,29 @@ async def test_reload_runs_the_changed_code(dsn: str, queue: Queue, tmp_path: Pa
         await worker.logged("waiting for a change")
         module.write_text(source.format(3))
         assert (await finished(queue, (await queue.submit("version")).id)).result == 3
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+
+
+async def test_saving_twice_does_not_cut_running_jobs_short(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    module, gate = tmp_path / "changing.py", tmp_path / "gate"
+    os.mkfifo(gate)
+    source = (
+        "import asyncio\nfrom pathlib import Path\nfrom queue_pg import task\n\n"
+        "@task\nasync def slow(path: str) -> str:\n    return await asyncio.to_thread(Path(path).read_text)\n"
+    )
+    module.write_text(source)
+    async with worker_process(dsn, "changing", "--reload", cwd=tmp_path) as worker:
+        await worker.logged("watching")
+        job = await queue.submit("slow", {"path": str(gate)})
+        await worker.logged("attempt 1 of 4 begins")
+        for version in (1, 2):
+            module.write_text(f"{source}# {version}\n")
+            await worker.logged("changed: changing.py")
+        await asyncio.to_thread(gate.write_text, "done")
+        assert (await finished(queue, job.id)).result == "done"
+        assert (await row(conn, job.id))["lease_token"] == 1
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0

@@ -42,6 +42,8 @@ class Supervisor:
         self._configs = configs
         self._reload = reload
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        # Those that are ending already, to start anew with the changed code. Told again, they would end at once.
+        self._reloading: set[asyncio.subprocess.Process] = set()
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         self._exit_code = 0
@@ -64,11 +66,11 @@ class Supervisor:
         while not self._stop.is_set():
             started_at = time.monotonic()
             self._changed.clear()
-            code = await self._run_once(slot, config)
+            code, reloading = await self._run_once(slot, config)
             if self._stop.is_set():
                 self._exit_code = self._exit_code or max(code, 0)
                 return
-            if self._changed.is_set():
+            if reloading:
                 continue
             if self._reload and code in FATAL_CODES:
                 log.info("waiting for a change of the code")
@@ -84,7 +86,8 @@ class Supervisor:
             await self._until(self._changed, pause * random.uniform(0.5, 1))
             pause = min(pause * 2, MAX_RESTART_SECONDS)
 
-    async def _run_once(self, slot: int, config: WorkerConfig) -> int:
+    async def _run_once(self, slot: int, config: WorkerConfig) -> tuple[int, bool]:
+        """Run one process to its end; return its exit code, and whether it was ended to load changed code."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -99,17 +102,19 @@ class Supervisor:
         if self._stop.is_set():
             _end(process)
         try:
-            return await process.wait()
+            code = await process.wait()
+            return code, process in self._reloading
         finally:
             del self._processes[slot]
+            self._reloading.discard(process)
 
     def _pass_on(self) -> None:
+        """Pass the order to stop on; what is ending already is told by the second one only."""
+        spared = set[asyncio.subprocess.Process]() if self._stop.is_set() else self._reloading
         self._stop.set()
-        self._end_processes()
-
-    def _end_processes(self) -> None:
         for process in self._processes.values():
-            _end(process)
+            if process not in spared:
+                _end(process)
 
     async def _watch_code(self) -> None:
         # The stub names an optional dependency (trio), which leaves the type partly unknown.
@@ -119,7 +124,10 @@ class Supervisor:
             names = sorted({Path(path).name for _, path in changes})
             log.info("changed: %s; restarting when the running jobs have ended", ", ".join(names[:3]))
             self._changed.set()
-            self._end_processes()
+            for process in self._processes.values():
+                if process not in self._reloading:
+                    self._reloading.add(process)
+                    _end(process)
 
     async def _until(self, event: asyncio.Event, seconds: float | None = None) -> None:
         """Wait for an event, for the order to stop, or for so many seconds."""

@@ -25,9 +25,15 @@ def load_tasks(target: str) -> Tasks:
     module_name, _, attribute = target.partition(":")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
+    if module_name.endswith(".py") or "/" in module_name or module_name.startswith("."):
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(
+            f"{target!r} is a file's path; a worker takes a module's name.", setting="module", hint=f"Try: {dotted}"
+        )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # SystemExit too: settings modules like to end the process, which would pass for an orderly stop.
         raise ConfigError(
             f"The worker's module {module_name!r} cannot be imported: {_one_line(error)}.",
             setting="module",
@@ -53,7 +59,7 @@ def load_tasks(target: str) -> Tasks:
     return tasks
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """Say what went wrong, and where: the deepest place in the user's own code, not in the import machinery."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
     places = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -112,7 +113,8 @@ def _checked_line(line: bytearray, number: int) -> bytes:
         )
     if number > MAX_STREAM_LINES and line.strip():
         raise ApiError(413, "too_many_lines", f"A body may hold at most {MAX_STREAM_LINES:,} lines.", line=number)
-    return bytes(line.strip())
+    # Programs on Windows begin a UTF-8 file with a byte order mark, and curl sends it.
+    return bytes(line.removeprefix(BOM_UTF8) if number == 1 else line).strip()
 
 
 def parse_body(body: bytes) -> Any:

@@ -6,7 +6,7 @@ Bodies are strict (no "5" for 5) and refuse unknown fields by name.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -227,7 +227,7 @@ ErrorInput = Annotated[
 
 class FailBody(Body):
     lease_token: LeaseToken
-    error: ErrorInput = ErrorDetails(message="The worker gave no reason.")
+    error: ErrorInput
     retry: bool = Field(True, description="False: never again, whatever attempts are left.")
     delay_seconds: Seconds | None = Field(None, description="Replaces the kind's backoff.")
 
@@ -236,15 +236,33 @@ class PauseBody(Body):
     until: Timestamp | None = Field(None, description="Resumes by itself then; absent: until resumed.")
 
 
+class ResumeBody(Body):
+    """No fields."""
+
+
 # Apart from `default`, or queue-pg's own workers would take the jobs from under the workers that pull.
 CEREBRO_QUEUE = "cerebro"
+
+
+def parse_content(value: object) -> object:
+    """Take what every model server takes: a text, or an array of parts."""
+    if isinstance(value, str | list):
+        return cast("object", value)
+    raise ValueError("should be a text or an array of parts" + (", not null" if value is None else ""))
+
+
+MessageContent = Annotated[
+    Any,
+    BeforeValidator(parse_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {}}]}),
+]
 
 
 class CerebroMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
     role: Annotated[str, Field(min_length=1, max_length=200)]
-    content: Any = None
+    content: MessageContent
 
 
 class CerebroSubmitBody(Body):

@@ -56,7 +56,14 @@ def configure(app: Any, *, host: str, port: int, log_level: str, access_log: boo
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         reload=reload,
         reload_dirs=[str(Path(__file__).parent), str(Path.cwd())] if reload else None,
+        reload_includes=["*.py"] if reload else None,
+        reload_excludes=_hidden_folders(Path.cwd()) if reload else None,
     )
+
+
+def _hidden_folders(folder: Path) -> list[str]:
+    """Return the folders that hold no code of the person who edits: .venv, .data, .git."""
+    return [str(entry) for entry in folder.iterdir() if entry.name.startswith(".") and entry.is_dir()]
 
 
 def run(config: uvicorn.Config, listener: socket.socket) -> None:
@@ -115,5 +122,7 @@ def _logging(level: str, *, access_log: bool) -> dict[str, Any]:
             "uvicorn.access": {"level": "INFO" if access_log else "CRITICAL"},
             # It reports every attempt to reconnect; the library's own loggers tell of an outage once.
             "psycopg.pool": {"level": "ERROR"},
+            # With --reload it reports each change of any file, its own log's too; uvicorn says which ones count.
+            "watchfiles": {"level": "WARNING"},
         },
     }

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import psycopg
 from psycopg.rows import dict_row
 
 from queue_pg import schema
+from queue_pg.cli.text import shorten
 from queue_pg.connections import connect
 from queue_pg.errors import SchemaError
 
@@ -24,6 +25,7 @@ MAX_CLOCK_SKEW = timedelta(seconds=5)
 NOTIFY_USAGE_WARN = 0.1
 NOTIFY_USAGE_FAIL = 0.5
 SPARE_CONNECTIONS = 5
+SHOWN_DIFFERENCES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,50 @@ class Finding:
     status: Status
     message: str
     hint: str | None = None
+
+
+REPAIR_HINT = "See all: queue-pg migrate --verify. To mend it: docs/cli.md, 'A schema that differs'."
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaDifferences:
+    """What the database lacks of the released schema, and what it has beside it; a changed object is in both."""
+
+    missing: list[str]
+    added: list[str]
+
+    @classmethod
+    def of(cls, lines: list[str]) -> Self:
+        """Read the lines of `schema.verify`, a diff without context."""
+        changes = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+        return cls(
+            [line[1:] for line in changes if line.startswith("-")],
+            [line[1:] for line in changes if line.startswith("+")],
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.added)
+
+    @property
+    def broken(self) -> bool:
+        """Whether something that was released is missing or changed."""
+        return bool(self.missing)
+
+    @property
+    def message(self) -> str:
+        """Say what differs, naming the first few objects."""
+        parts = [
+            f"{word} {_first(lines)}"
+            for word, lines in (("missing or changed:", self.missing), ("added:", [] if self.missing else self.added))
+            if lines
+        ]
+        return f"The schema differs from the released one; {'; '.join(parts)}."
+
+
+def _first(lines: list[str]) -> str:
+    # Up to the comment, which tells nothing about what is wrong.
+    shown = [shorten(line.partition(": ")[0], 80) for line in lines[:SHOWN_DIFFERENCES]]
+    return ", ".join(shown) + (f" and {len(lines) - len(shown)} more" if len(lines) > len(shown) else "")
 
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -111,20 +157,37 @@ def check_schema(connection: Connection) -> list[Finding]:
     """Whether code and schema fit, and whether this role may use the schema."""
     try:
         schema.check(connection)
+        found = _differences(connection)
     except SchemaError as error:
         return [Finding("schema", "fail", error.message, error.hint)]
     except psycopg.errors.InsufficientPrivilege as error:
         return [Finding("schema", "fail", f"This role may not read the schema: {_one_line(error)}", "See docs/sql.md.")]
+    if found.status == "fail":
+        return [found]  # the privileges are those on tables and functions that may not be there
     missing = [str(row["what"]) for row in _rows(connection, "doctor_privileges")]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         return [
             Finding("privileges", "fail", f"This role lacks {shown}.", "Grant it, or connect as the schema's owner.")
         ]
-    return [
-        Finding("schema", "ok", f"fits queue-pg {schema.package_version()}"),
-        Finding("privileges", "ok", "all there"),
-    ]
+    return [found, Finding("privileges", "ok", "all there")]
+
+
+def _differences(connection: Connection) -> Finding:
+    """Compare the catalog with the released schema. What is missing breaks something; what was added may be meant."""
+    version = schema.package_version()
+    if _rows(connection, "doctor_newer_release", {"version": version}):
+        # During a rolling deploy the old release works on the new schema, of which it has no description.
+        return Finding("schema", "ok", f"was migrated by a newer release, and queue-pg {version} can use it")
+    try:
+        differences = SchemaDifferences.of(schema.verify(connection))
+    except psycopg.errors.InsufficientPrivilege:
+        return Finding("schema", "ok", f"its migrations fit queue-pg {version}; this role may not compare it in detail")
+    except psycopg.errors.UndefinedTable as error:
+        return Finding("schema", "fail", f"It is broken: {_one_line(error)}", REPAIR_HINT)
+    if not differences:
+        return Finding("schema", "ok", f"fits queue-pg {version}")
+    return Finding("schema", "fail" if differences.broken else "warn", differences.message, REPAIR_HINT)
 
 
 def check_notify(connection: Connection, dsn: str, *, enabled: bool) -> list[Finding]:

@@ -52,7 +52,7 @@ def demo(
     """
     from queue_pg.cli.connect import load_settings
     from queue_pg.cli.process_tree import ProcessFailed
-    from queue_pg.cli.system import Plan, require_free_port, run_system
+    from queue_pg.cli.system import Interrupted, Plan, require_free_port, run_system
     from queue_pg.cli.terminal import Screen
 
     settings = load_settings(database_url)
@@ -70,8 +70,6 @@ def demo(
     async def work(system: System, signals: Signals) -> int:
         screen.say(f"Ready: Postgres, the API on {system.url}, {WORKERS} workers; model: {_model(settings)}")
         run = await _run_sample(system, signals, screen, modules=modules)
-        if run is None:
-            return 130
         _print_outcome(run, system, as_json=as_json)
         if exit_when_done:
             return _exit_code(run, screen)
@@ -82,6 +80,11 @@ def demo(
 
     try:
         raise typer.Exit(asyncio.run(run_system(plan, work, say=screen.say, show=screen.show)))
+    except Interrupted as stopped:
+        # Stopping it is how a demo ends; with --exit the requests were to complete first.
+        if exit_when_done:
+            screen.say("error: Stopped before all requests had completed.")
+        raise typer.Exit(128 + stopped.number if exit_when_done else 0) from None
     except ProcessFailed as error:
         if not verbose:
             for line in error.lines[-SHOWN_LOG_LINES:]:
@@ -102,8 +105,8 @@ class Run:
         return [job for job in self.ended if job.state == state]
 
 
-async def _run_sample(system: System, signals: Signals, screen: Screen, *, modules: int | None) -> Run | None:
-    """Submit the requests and wait for them; None when a signal came before the end."""
+async def _run_sample(system: System, signals: Signals, screen: Screen, *, modules: int | None) -> Run:
+    """Submit the requests and wait for them; Interrupted when a signal comes before the end."""
     from queue_pg.cli.stdlib_summaries import summary_jobs
 
     jobs = await asyncio.to_thread(lambda: list(summary_jobs(tag=f"demo-{secrets.token_hex(4)}", modules=modules)))
@@ -123,8 +126,10 @@ async def _run_sample(system: System, signals: Signals, screen: Screen, *, modul
             for task in (stopping, *waits):
                 task.cancel()
             await asyncio.gather(stopping, *waits, return_exceptions=True)
+    if len(run.ended) < len(waits):
+        signals.raise_if_stopped()
     run.seconds = time.monotonic() - run.started
-    return run if len(run.ended) == len(waits) else None
+    return run
 
 
 @contextlib.contextmanager

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +18,7 @@ from queue_pg.cli.output import DatabaseUrl
 if TYPE_CHECKING:
     from queue_pg.cli.system import Signals, System
 
+EXAMPLE = """submit chat '{"prompt": "Hello"}' --wait"""
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="The API's port; default: API_PORT, else 8000.")]
 
 
@@ -33,7 +40,7 @@ def dev(
     Nothing needs to be set up; DATABASE_URL replaces the embedded Postgres. Ctrl-C stops everything.
     """
     from queue_pg.cli.connect import load_settings
-    from queue_pg.cli.system import Plan, require_free_port, run_system
+    from queue_pg.cli.system import Interrupted, Plan, require_free_port, run_system
     from queue_pg.cli.terminal import Screen
 
     settings = load_settings(database_url)
@@ -57,7 +64,23 @@ def dev(
         await signals.stop.wait()
         return 0
 
-    raise typer.Exit(asyncio.run(run_system(plan, work, say=screen.say, show=screen.show)))
+    try:
+        raise typer.Exit(asyncio.run(run_system(plan, work, say=screen.say, show=screen.show)))
+    except Interrupted:
+        raise typer.Exit(0) from None
+
+
+def command_name() -> str:
+    """Return what to type to start this command line again: it need not be on PATH, as in a checkout."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return shlex.join([sys.executable, "-m", "queue_pg.cli"])
+    found = shutil.which("queue-pg")
+    if started.name != "queue-pg" or (found is not None and started.exists() and os.path.samefile(found, started)):
+        return "queue-pg"
+    with contextlib.suppress(ValueError):
+        return shlex.quote(str(started.absolute().relative_to(Path.cwd())))
+    return shlex.quote(str(started.absolute()))
 
 
 def addresses(url: str, dsn: str) -> list[str]:
@@ -65,5 +88,5 @@ def addresses(url: str, dsn: str) -> list[str]:
     return [
         f"API        {url}/docs",
         f"Postgres   psql '{dsn}'",
-        """Try        queue-pg submit chat '{"prompt": "Hello"}' --wait     (in another terminal, same folder)""",
+        f"Try        {command_name()} {EXAMPLE}     (in another terminal, same folder)",
     ]

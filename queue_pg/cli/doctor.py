@@ -10,7 +10,7 @@ import typer
 
 from queue_pg.cli.connect import find_database, load_settings
 from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, print_json, print_table
-from queue_pg.cli.text import printable
+from queue_pg.cli.text import one_line
 from queue_pg.errors import DatabaseUnavailable, QueuePgError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def doctor(context: typer.Context, as_json: JsonFlag = False, database_url: Data
     if as_json:
         print_json({"ok": not _broken(found), "checks": found})
     else:
-        rows = [(item.status, item.check, f"{item.message} {item.hint or ''}".strip()) for item in found]
+        rows = [(item.status, item.check, one_line(f"{item.message} {item.hint or ''}")) for item in found]
         print_table(
             [Column("", style_by_value=True, whole=True), Column("check", whole=True), Column("found", wrap=True)],
             rows,
@@ -128,7 +128,7 @@ def _work(session: Session) -> list[Finding]:
 def _probe(context: typer.Context, database_url: str | None, checks: list[Checks], *, host: str | None = None) -> None:
     problems = [item for item in examine(database_url or context.obj, checks, host=host) if item.status == "fail"]
     for item in problems:
-        sys.stderr.write(printable(f"{item.check}: {item.message} {item.hint or ''}".strip()) + "\n")
+        sys.stderr.write(one_line(f"{item.check}: {item.message} {item.hint or ''}") + "\n")
     if problems:
         raise typer.Exit(1)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,7 @@ from queue_pg.cli.output import (
     print_table,
     say,
 )
+from queue_pg.cli.root import report
 from queue_pg.cli.values import choice, parse_duration, parse_id
 from queue_pg.errors import QueuePgError, WaitTimeout
 from queue_pg.models import JobState
@@ -63,20 +66,24 @@ def wait(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Wait until jobs have ended. Exit code 0 when all completed, else 1."""
-    ids = [parse_id(text) for text in _all_ids(job_ids)]
     limit = parse_duration(timeout, field="timeout").total_seconds() if timeout is not None else None
-    started = datetime.now(UTC)
-    unsuccessful = 0
+    started = time.monotonic()
     with open_queue(database_url) as queue:
-        for job_id in ids:
-            left = None if limit is None else max(0.0, limit - (datetime.now(UTC) - started).total_seconds())
-            try:
-                job = queue.wait(job_id, timeout=left)
-            except WaitTimeout as error:
-                raise WaitTimeout(job_id, limit or 0.0, error.state) from None
-            unsuccessful += job.state != JobState.COMPLETED
-            _print_result(job, as_json=as_json)
-    if unsuccessful:
+
+        def ended(text: str) -> Job:
+            job_id = parse_id(text)
+            left = None if limit is None else limit - (time.monotonic() - started)
+            if left is None or left > 0:
+                with suppress(WaitTimeout):
+                    return queue.wait(job_id, timeout=left)
+            # Past the limit each is still looked at once, so that those that have ended are reported.
+            job = queue.get(job_id)
+            if not job.finished:
+                raise WaitTimeout(job_id, limit or 0.0, job.state)
+            return job
+
+        jobs = _each(job_ids, ended, as_json=as_json, tell_errors=True)
+    if any(job.state != JobState.COMPLETED for job in jobs):
         raise typer.Exit(1)
 
 
@@ -206,22 +213,14 @@ def _listed(job: Job) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in {"payload", "result"}}
 
 
-def _print_result(job: Job, *, as_json: bool) -> None:
-    if as_json:
-        print_json(job, one_line=True)
-        return
-    print_line(f"{job.id} {job.state}")
-    if job.error is not None:
-        say(f"{job.id}: {error_text(job)}")
-
-
 def _all_ids(given: list[str]) -> list[str]:
     return [word for text in given for word in (sys.stdin.read().split() if text == "-" else [text])]
 
 
-def _each(given: list[str], act: Callable[[str], Job], *, as_json: bool) -> None:
-    """Do one action to each job; go on past refusals, and end with the first one when there was any."""
+def _each(given: list[str], act: Callable[[str], Job], *, as_json: bool, tell_errors: bool = False) -> list[Job]:
+    """Do one action to each job and print it; go on past refusals, and end with the first one when there was any."""
     first: QueuePgError | None = None
+    done: list[Job] = []
     ids = _all_ids(given)
     for job_id in ids:
         try:
@@ -230,9 +229,13 @@ def _each(given: list[str], act: Callable[[str], Job], *, as_json: bool) -> None
             # A lost database concerns all of them; a refusal only this one.
             if error.exit_code == 5 or len(ids) == 1:
                 raise
-            say(f"error: {error.message}")
+            report(error, as_json=as_json)
             first = first or error
         else:
+            done.append(job)
             print_json(job, one_line=True) if as_json else print_line(f"{job.id} {job.state}")
+            if tell_errors and not as_json and job.error is not None:
+                say(f"{job.id}: {error_text(job)}")
     if first is not None:
         raise typer.Exit(first.exit_code)
+    return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -146,9 +147,11 @@ def _jobs(
 ) -> Iterator[tuple[int, NewJob]]:
     for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), start=1):
         progress.lines, progress.bytes = number, progress.bytes + len(line)
-        if line.strip():
+        # Programs on Windows begin a UTF-8 file with a byte order mark.
+        text = line.removeprefix(BOM_UTF8) if number == 1 else line
+        if text.strip():
             with _at_line(number):
-                yield number, _job(line, kind=kind, given=given)
+                yield number, _job(text, kind=kind, given=given)
 
 
 def _job(line: bytes, *, kind: str | None, given: Mapping[str, Any]) -> NewJob:

@@ -10,7 +10,7 @@ from queue_pg.cli.connect import find_database, load_settings
 from queue_pg.cli.output import DatabaseUrl, JsonFlag, print_json, print_line, say
 from queue_pg.cli.text import printable
 from queue_pg.cli.values import parse_duration
-from queue_pg.errors import InvalidJob, MigrationDiverged
+from queue_pg.errors import InvalidJob, MigrationDiverged, SchemaError
 
 if TYPE_CHECKING:
     from queue_pg.schema import Plan
@@ -38,6 +38,7 @@ def migrate(
     dsn = find_database(load_settings(database_url))
     if not (plan or sql or verify):
         _print_names(schema.migrate(dsn, lock_timeout_seconds=lock_seconds), "applied", as_json=as_json)
+        _look_at_result(dsn)
         return
     with schema.connect(dsn) as connection:
         if verify:
@@ -49,6 +50,19 @@ def migrate(
         print_line(schema.render(found.pending).rstrip() if found.pending else "-- Nothing to apply.")
     else:
         _print_names([migration.name for migration in found.pending], "pending", as_json=as_json)
+
+
+def _look_at_result(dsn: str) -> None:
+    """Say when a fully migrated schema is still not the released one; SchemaError when that breaks it."""
+    from queue_pg.cli.checks import check_schema
+    from queue_pg.connections import connect
+
+    with connect(dsn, application="queue-pg migrate") as connection:
+        found = next((item for item in check_schema(connection) if item.check == "schema"), None)
+    if found is not None and found.status == "fail":
+        raise SchemaError(found.message, hint=found.hint)
+    if found is not None and found.status == "warn":
+        say(f"warning: {found.message} {found.hint or ''}")
 
 
 def _refuse_diverged(found: Plan) -> None:

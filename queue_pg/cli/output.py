@@ -17,7 +17,7 @@ from uuid import UUID
 
 import typer
 
-from queue_pg.cli.text import printable, printable_json, printable_lines
+from queue_pg.cli.text import one_line, printable, printable_json, printable_lines
 from queue_pg.payloads import Unreadable
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def print_line(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a status line for people, on standard error."""
-    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.write(one_line(text) + "\n")
     sys.stderr.flush()
 
 

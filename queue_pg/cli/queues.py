@@ -11,6 +11,7 @@ from queue_pg.cli.connect import open_queue
 from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, age, duration, print_json, print_line, print_table
 from queue_pg.cli.text import printable
 from queue_pg.cli.values import optional_until
+from queue_pg.errors import InvalidJob
 
 if TYPE_CHECKING:
     from queue_pg.models import QueueStats, WorkerInfo
@@ -79,6 +80,10 @@ def pause(
     """Stop handing out jobs of a queue. Running ones go on."""
     before = _outer(context)
     when = optional_until(until, field="until")
+    if when is not None and when <= datetime.now(UTC):
+        raise InvalidJob(
+            "until", f"{until!r} is not in the future.", hint="To end a pause: queue-pg queues resume NAME"
+        )
     with open_queue(database_url or before[1]) as queue:
         queue.pause(name, until=when)
     if as_json or before[0]:

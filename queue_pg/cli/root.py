@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from queue_pg.cli.text import printable, printable_json
+from queue_pg.cli.text import one_line, printable_json
 from queue_pg.errors import QueuePgError
 
 INTERRUPTED = 130
@@ -201,14 +201,16 @@ def _understood(error: Exception) -> QueuePgError:
 
 def report(error: QueuePgError, *, as_json: bool) -> int:
     """Print `error` on stderr: one line for people, one object for programs. Return its exit code."""
+    # Messages of Postgres and of the driver have lines and tabs.
+    message = " ".join(error.message.split())
     if as_json:
-        body: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint}
+        body: dict[str, Any] = {"code": error.code, "message": message, "hint": error.hint}
         for name in ("field", "suggestions", "state"):
             value = getattr(error, name, None)
             if value:
                 body[name] = value
         line = printable_json(json.dumps({"error": body}, ensure_ascii=False, default=str))
     else:
-        line = printable(f"error: {error.message}{' ' + error.hint if error.hint else ''}")
+        line = one_line(f"error: {message} {error.hint or ''}")
     sys.stderr.write(line + "\n")
     return error.exit_code

@@ -32,11 +32,12 @@ class NotReady(QueuePgError):
     code = "not_ready"
 
 
-class Interrupted(QueuePgError):
-    """Ctrl-C or SIGTERM came before the work was done."""
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came before the work was done; everything was stopped in order. `number` is the signal's."""
 
-    code = "interrupted"
-    exit_code = 130
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,16 @@ class Signals:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.at_once = asyncio.Event()
+        self._first: int | None = None
 
-    def _received(self) -> None:
+    def _received(self, number: int) -> None:
+        self._first = self._first or number
         (self.at_once if self.stop.is_set() else self.stop).set()
 
     def raise_if_stopped(self) -> None:
         """Raise Interrupted when a signal has come."""
-        if self.stop.is_set():
-            raise Interrupted("Interrupted.")
+        if self._first is not None:
+            raise Interrupted(self._first)
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
@@ -85,7 +88,7 @@ class Signals:
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:
-            loop.add_signal_handler(number, self._received)
+            loop.add_signal_handler(number, self._received, number)
         try:
             yield
         finally:
@@ -120,8 +123,8 @@ async def run_system(
 ) -> int:
     """Start the system, do `work` with it, stop it in order (workers, API, Postgres); return the exit code of `work`.
 
-    `say` gets status lines, `show(name, line)` what the processes log. Raises Interrupted when a signal comes first;
-    `work` itself decides what a signal means once it runs.
+    `say` gets status lines, `show(name, line)` what the processes log. Raises Interrupted, after the orderly stop,
+    when a signal comes first; `work` itself decides what a signal means once it runs.
     """
     from queue_pg.client import Queue
 
@@ -142,7 +145,7 @@ async def run_system(
                     awaited = [] if plan.patient_workers else list(worker_ids.values())
                     starting = _ready(queue, plan.port, awaited)
                     if not await _first(starting, failed=tree.failed, stop=signals.stop):
-                        raise Interrupted("Interrupted.")
+                        signals.raise_if_stopped()
                     system = System(dsn, f"http://{HOST}:{plan.port}", queue)
                     code: list[int] = []
                     await _first(_kept(work(system, signals), code), failed=tree.failed, stop=asyncio.Event())

@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def one_line(text: str) -> str:
+    """As `printable`, but runs of white space, line breaks too, become one space; for messages, not for data."""
+    return printable(" ".join(text.split()))
+
+
 def printable_lines(text: str) -> str:
     """As `printable`, but line breaks and tabs stay."""
     return "\n".join(printable(line).replace("\\t", "\t") for line in text.split("\n"))

@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,7 +108,8 @@ def parse_payload(text: str, *, field: str = "payload") -> Any:
     from queue_pg.payloads import parse_json
 
     if text == "-" or text.startswith("@"):
-        body = read_bytes("-" if text == "-" else text[1:], field=field)
+        # Programs on Windows begin a UTF-8 file with a byte order mark.
+        body = read_bytes("-" if text == "-" else text[1:], field=field).removeprefix(BOM_UTF8)
     else:
         body = text.encode("utf-8", "surrogateescape")
     try:

@@ -280,15 +280,38 @@ async def test_any_error_can_be_reported(client: httpx.AsyncClient, claim_one: C
         ({"lease_token": 2**63}, "lease_token"),
         ({"lease_token": True}, "lease_token"),
         ({}, "lease_token"),
+        ({"lease_token": 1}, "error"),
+        ({"lease_token": 1, "error": None}, "error"),
         ({"lease_token": 1, "error": {"code": "x"}}, "error.message"),
         ({"lease_token": 1, "error": 5}, "error"),
-        ({"lease_token": 1, "retry": "no"}, "retry"),
-        ({"lease_token": 1, "delay_seconds": -1}, "delay_seconds"),
+        ({"lease_token": 1, "error": "no", "retry": "no"}, "retry"),
+        ({"lease_token": 1, "error": "no", "delay_seconds": -1}, "delay_seconds"),
     ],
 )
 async def test_bad_failures_are_named(client: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
     answer = await client.post("/jobs/018f0000-0000-7000-8000-000000000000/fail", json=body)
     assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs/018f0000-0000-7000-8000-000000000000/cancel",
+        "/jobs/018f0000-0000-7000-8000-000000000000/retry",
+        "/queues/x/pause",
+        "/queues/x/resume",
+    ],
+)
+async def test_unknown_fields_of_commands_are_named(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post(path, json={"resaon": "x"})
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, "unknown_field", "resaon")
+
+
+async def test_a_pause_that_is_over_already_is_refused(client: httpx.AsyncClient) -> None:
+    await client.post("/jobs", json={"kind": "chat"})
+    answer = await client.post("/queues/default/pause", json={"until": "2001-01-01T00:00:00Z"})
+    assert (answer.status_code, answer.json()["field"]) == (422, "until")
+    assert (await client.get("/queues/default")).json()["paused"] is False
 
 
 # ---- rows that plain SQL made ---------------------------------------------------------------------------------------

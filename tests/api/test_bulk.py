@@ -54,6 +54,14 @@ async def test_a_body_is_cut_anywhere(client: httpx.AsyncClient) -> None:
     assert page["payload"] == {"text": "Hällo 🙂", "n": 2}
 
 
+async def test_a_byte_order_mark_is_passed_over(client: httpx.AsyncClient) -> None:
+    mark = b"\xef\xbb\xbf"
+    answer = await client.post("/jobs", content=mark + lines([{"kind": "a"}, {"kind": "b"}]), headers=NDJSON)
+    assert (answer.status_code, answer.json()["count"]) == (201, 2)
+    later = await client.post("/jobs", content=lines([{"kind": "a"}]) + mark + lines([{"kind": "b"}]), headers=NDJSON)
+    assert (later.status_code, later.json()["line"]) == (422, 2)
+
+
 @pytest.mark.parametrize("body", [b'{"kind":"a"}\r\n\r\n  \n{"kind":"b"}', b'\n{"kind":"a"}\n{"kind":"b"}\n\n'])
 async def test_blank_lines_and_line_ends_do_not_matter(client: httpx.AsyncClient, body: bytes) -> None:
     answer = await client.post("/jobs", content=body, headers=NDJSON)

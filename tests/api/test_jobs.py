@@ -165,7 +165,7 @@ async def test_submissions_of_one_key_at_once_make_one_job(client: httpx.AsyncCl
 )
 async def test_what_is_no_job_is_404(client: httpx.AsyncClient, method: str, path: str, absent: str) -> None:
     needs_token = path.endswith(("heartbeat", "complete", "fail"))
-    body = {"json": {"lease_token": 1}} if needs_token else {}
+    body = {"json": {"lease_token": 1, **({"error": "no"} if path.endswith("fail") else {})}} if needs_token else {}
     answer = await client.request(method, path.replace("{id}", absent), **body)
     assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
 

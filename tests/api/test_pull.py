@@ -19,6 +19,11 @@ ABSENT = "018f0000-0000-7000-8000-000000000000"
 ClaimOne = Callable[..., Awaitable[dict[str, Any]]]
 
 
+def write(action: str, token: int) -> dict[str, Any]:
+    """Return the least body of a write with a lease token."""
+    return {"lease_token": token, "error": "no"} if action == "fail" else {"lease_token": token}
+
+
 async def submit(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     answer = await client.post("/jobs", json={"kind": "chat", **fields})
     assert answer.status_code == 201, answer.text
@@ -171,7 +176,7 @@ async def test_a_stale_lease_changes_nothing(
                 await client.get(f"/jobs/{job['id']}?wait=0.05")
     before = (await client.get(f"/jobs/{job['id']}")).json()
 
-    answer = await client.post(f"/jobs/{job['id']}/{action}", json={"lease_token": token})
+    answer = await client.post(f"/jobs/{job['id']}/{action}", json=write(action, token))
     assert answer.status_code == 409
     assert answer.headers["x-should-retry"] == "false"
     refusal = answer.json()
@@ -183,7 +188,7 @@ async def test_a_stale_lease_changes_nothing(
 async def test_a_stranger_token_is_refused(client: httpx.AsyncClient, claim_one: ClaimOne, action: str) -> None:
     job = await submit(client)
     claimed = await claim_one()
-    answer = await client.post(f"/jobs/{job['id']}/{action}", json={"lease_token": claimed["lease_token"] + 1})
+    answer = await client.post(f"/jobs/{job['id']}/{action}", json=write(action, claimed["lease_token"] + 1))
     assert (answer.status_code, answer.json()["state"]) == (409, "running")
 
 

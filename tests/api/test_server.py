@@ -242,6 +242,29 @@ def test_serve_reloads_with_the_same_stop(dsn: str, tmp_path: Path) -> None:
         assert process.wait(15) == 0
 
 
+def test_reload_looks_at_code_alone(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / ".venv").mkdir()
+    with serve_command(dsn, "--port", "0", "--reload", folder=tmp_path) as process:
+        url = address_of(process)
+        assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+        (tmp_path / "output.log").write_text("a line")
+        (tmp_path / ".venv" / "dependency.py").write_text("")
+        (tmp_path / "mine.py").write_text("")
+        assert process.stderr is not None
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if "mine.py" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    text = "".join(said)
+    assert "output.log" not in text
+    assert "dependency.py" not in text
+    assert "change detected" not in text
+    assert "changes detected" not in text
+
+
 def test_a_port_in_use_is_one_sentence(dsn: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -95,6 +95,21 @@ def test_waiting_for_several_jobs(cli: Any, work: Any) -> None:
     assert states == ["completed", "failed"]
 
 
+def test_waiting_for_several_does_all_it_can(cli: Any, work: Any) -> None:
+    for _ in range(2):
+        submit(work)
+    good, bad, live = work.complete(), work.fail(), submit(work)
+    shown = cli("wait", "x", ABSENT, str(live), str(good), str(bad), "--timeout", "50ms")
+    assert shown.code == 2, "the first refusal decides"
+    assert shown.out == f"{good} completed\n{bad} failed\n"
+    assert [line.startswith("error: ") for line in shown.err.splitlines()] == [True, True, True, False]
+    assert f"{live} is still queued after 0.05 s" in shown.err
+    assert cli("wait", ABSENT, "x", str(good)).code == 4
+    late = cli("wait", str(live), str(good), "--timeout", "0", "--json")
+    assert (late.code, json.loads(late.out)["state"]) == (1, "completed")
+    assert json.loads(late.err)["error"]["code"] == "wait_timeout"
+
+
 def test_waiting_gives_up_in_time(cli: Any, work: Any) -> None:
     job_id = submit(work)
     refused = cli("wait", str(job_id), "--timeout", "50ms")

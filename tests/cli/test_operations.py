@@ -41,6 +41,60 @@ def test_a_changed_schema_is_shown(cli: Any, work: Any) -> None:
     assert "extra" in shown.out
 
 
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("drop function queue_pg.why_waiting(uuid)", "why_waiting"),
+        ("drop trigger jobs_wake on queue_pg.jobs", "jobs_wake"),
+        ("drop table queue_pg.partitions cascade", "partitions"),
+    ],
+)
+def test_a_damaged_schema_is_found_everywhere(cli: Any, work: Any, damage: str, named: str) -> None:
+    work.database.execute(damage)
+    shown = cli("doctor", "--json")
+    assert shown.code == 1
+    found = next(item for item in shown.json["checks"] if item["status"] == "fail")
+    assert found["check"] == "schema"
+    assert named in found["message"]
+    assert "migrate --verify" in found["hint"]
+    probe = cli("doctor", "schema")
+    assert (probe.code, len(probe.err.splitlines())) == (1, 1)
+    assert named in probe.err
+    migrated = cli("migrate")
+    assert migrated.code == 3
+    assert [line.startswith("error: ") for line in migrated.err.splitlines()] == [False, True]
+    assert named in migrated.err
+    assert "migrate --verify" in migrated.err
+
+
+def test_what_somebody_added_is_a_warning(cli: Any, work: Any) -> None:
+    work.database.execute("alter table queue_pg.queues add column extra integer")
+    shown = cli("doctor", "--json")
+    assert shown.code == 0
+    [found] = [item for item in shown.json["checks"] if item["check"] == "schema"]
+    assert found["status"] == "warn"
+    assert "extra" in found["message"]
+    migrated = cli("migrate")
+    assert migrated.code == 0
+    assert "warning: " in migrated.err
+    assert "extra" in migrated.err
+
+
+def test_the_documented_way_to_mend_functions_and_triggers(cli: Any, work: Any) -> None:
+    work.database.execute("drop function queue_pg.why_waiting(uuid)")
+    work.database.execute("drop trigger jobs_wake on queue_pg.jobs")
+    work.database.execute("delete from queue_pg.migrations where name like 'functions/%'")
+    assert cli("migrate").code == 0
+    assert cli("migrate", "--verify").code == 0
+
+
+def test_an_older_release_does_not_find_fault_with_a_newer_schema(cli: Any, work: Any) -> None:
+    work.database.execute("update queue_pg.migrations set version = '999.10.0' where name = 'functions/claim'")
+    work.database.execute("drop function queue_pg.why_waiting(uuid)")
+    assert cli("doctor", "schema").code == 0
+    assert cli("migrate").code == 0
+
+
 def test_config_masks_secrets_and_tells_where_values_came_from(bare_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql+asyncpg://u:secret-word@h/d")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-key")

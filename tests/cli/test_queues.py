@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 
 def test_queues_are_listed_paused_and_resumed(cli: Any, work: Any) -> None:
     assert "No queues yet" in cli("queues").err
@@ -25,6 +27,14 @@ def test_pausing_for_a_while(cli: Any, work: Any) -> None:
     until = {item["queue"]: item["paused_until"] for item in cli("queues", "--json").json["queues"]}
     assert until["a"] == "2999-01-01T00:00:00Z"
     assert work.value("select %s::timestamptz between now() + '29 min' and now() + '31 min'", until["b"])
+
+
+@pytest.mark.parametrize("until", ["2001-01-01T00:00:00Z", "0s"])
+def test_a_pause_that_is_over_already_is_refused(cli: Any, until: str) -> None:
+    refused = cli("queues", "pause", "a", "--until", until)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith(f"error: until: '{until}' is not in the future.")
+    assert cli("queues", "--json").json["queues"] == []
 
 
 def test_workers_and_what_they_do(cli: Any, work: Any) -> None:

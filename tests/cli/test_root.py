@@ -14,7 +14,8 @@ import pytest
 
 import queue_pg
 from queue_pg.cli import main
-from queue_pg.cli.root import BUILT_IN, SERVICES
+from queue_pg.cli.root import BUILT_IN, SERVICES, report
+from queue_pg.errors import DatabaseUnavailable
 
 UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nowhere"
 
@@ -167,6 +168,40 @@ def test_ctrl_c_ends_with_130_and_no_traceback(program: Any, work: Any) -> None:
     out, err = waiting.communicate(timeout=30)
     assert waiting.returncode == 130
     assert (out, err) == ("", "")
+
+
+@pytest.mark.parametrize("importing", ["psycopg", "queue_pg.cli", "typer", "queue_pg.cli.jobs"])
+def test_ctrl_c_while_it_is_being_imported_shows_no_traceback(bare_program: Any, importing: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "interrupted = sys.argv.pop()\n"
+        "class Interrupter:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == interrupted:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupter())\n"
+        "import queue_pg_entry\n"
+        "sys.exit(queue_pg_entry.main())\n"
+    )
+    command = [sys.executable, "-c", code, "list", importing]
+    done = subprocess.run(command, env=bare_program.env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_an_error_of_several_lines_is_shown_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    error = DatabaseUnavailable("Connection refused\n\tIs the server running?", hint="Start it.")
+    assert report(error, as_json=False) == 5
+    assert capsys.readouterr().err == "error: Connection refused Is the server running? Start it.\n"
+    report(error, as_json=True)
+    assert json.loads(capsys.readouterr().err)["error"]["message"] == "Connection refused Is the server running?"
+
+
+@pytest.mark.parametrize("command", ["migrate", "dev", "demo", "list"])
+def test_a_dead_server_is_told_in_plain_words(bare_cli: Any, command: str) -> None:
+    refused = bare_cli(command, "--database-url", UNREACHABLE)
+    assert refused.code == 5
+    [error] = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+    assert "\\" not in error
 
 
 def test_a_closed_pipe_is_no_error(program: Any, work: Any) -> None:

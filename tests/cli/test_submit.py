@@ -50,6 +50,16 @@ def test_the_payload_can_come_from_a_file_or_a_pipe(cli: Any, tmp_path: Path) ->
     assert piped.json["payload"] == {"prompt": "Grüße"}
 
 
+def test_a_byte_order_mark_is_passed_over(cli: Any, tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "jobs.jsonl").write_bytes(mark + lines({"kind": "chat"}, {"kind": "chat"}))
+    assert len(cli("submit", "--jsonl", "jobs.jsonl").ids) == 2
+    assert len(cli("submit", "chat", "--jsonl", "-", stdin=mark + b"\r\n{}\r\n").ids) == 1
+    assert cli("submit", "chat", "-", "--json", stdin=mark + b'{"n": 1}').json["payload"] == {"n": 1}
+    refused = cli("submit", "--jsonl", "-", stdin=lines({"kind": "chat"}) + mark + lines({"kind": "chat"}))
+    assert (refused.code, "line 2" in refused.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("payload", "said"),
     [

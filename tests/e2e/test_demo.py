@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,11 +75,47 @@ def test_nothing_outlives_a_killed_demo(folder: Any, port: int) -> None:
     folder.gone()
 
 
+@pytest.mark.parametrize(
+    ("options", "number", "code"),
+    [
+        ([], signal.SIGINT, 0),
+        ([], signal.SIGTERM, 0),
+        (["--exit"], signal.SIGINT, 130),
+        (["--exit"], signal.SIGTERM, 143),
+    ],
+)
+def test_stopped_during_the_sample(
+    folder: Any, port: int, dsn: str, database: Any, options: list[str], number: int, code: int
+) -> None:
+    database.execute("select queue_pg.pause_queue('default')")  # so that the sample does not end
+    demo = folder.start("demo", *options, "--port", str(port), "--modules", "3", DATABASE_URL=dsn)
+    demo.says("Submitted 3 requests")
+    demo.process.send_signal(number)
+    assert demo.ended() == code, demo.text
+    assert "Stopping: workers, API" in demo.text
+    assert ("error: Stopped before all requests had completed." in demo.text) == bool(options)
+    assert "Traceback" not in demo.text
+    folder.gone()
+
+
+def test_the_next_step_can_be_typed_as_it_is_shown(folder: Any, port: int, dsn: str) -> None:
+    demo = folder.start("demo", "--port", str(port), "--modules", "1", DATABASE_URL=dsn)
+    shown = demo.says("Try  ").partition("Try")[2].partition("  (")[0].strip()
+    demo.says("It stays up")
+    environment = {**folder.env, "DATABASE_URL": dsn}
+    shell = ["sh", "-c", shown]
+    done = subprocess.run(shell, cwd=folder.path, env=environment, capture_output=True, text=True, check=True)
+    assert "Hello" in done.stdout
+    demo.process.send_signal(signal.SIGTERM)
+    assert demo.ended() == 0, demo.text
+    folder.gone()
+
+
 def test_interrupted_while_starting(folder: Any, port: int) -> None:
     demo = folder.start("demo", "--port", str(port))
     demo.says("Starting Postgres")
     os.killpg(demo.pid, signal.SIGINT)
-    assert demo.ended() == 130, demo.text
+    assert demo.ended() == 0, demo.text
     folder.gone()
     assert "Traceback" not in demo.text
     # A killed first start leaves nothing half made.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from starlette.responses import Response
 
 from queue_pg.models import QueueStats
 from queue_pg_api.answers import QueueAnswer, QueuesAnswer, StatsAnswer, WorkersAnswer
 from queue_pg_api.endpoints import Call, Endpoints
-from queue_pg_api.errors import json_response, not_found
+from queue_pg_api.errors import invalid, json_response, not_found
 from queue_pg_api.rendering import queue_json, worker_json
-from queue_pg_api.schemas import NoBody, NoQuery, PauseBody
+from queue_pg_api.schemas import NoBody, NoQuery, PauseBody, ResumeBody
 
 endpoints = Endpoints("Queues")
 
 COUNTED_STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
 MAX_NAME_LENGTH = 200
+
+QueueCall = Call[NoQuery, NoBody] | Call[NoQuery, PauseBody] | Call[NoQuery, ResumeBody]
 
 
 @endpoints.get("/queues", answers={200: QueuesAnswer}, refuses=(422, 503))
@@ -27,12 +31,14 @@ async def list_queues(call: Call[NoQuery, NoBody]) -> Response:
 async def pause_queue(call: Call[NoQuery, PauseBody]) -> Response:
     """Stop claims from a queue, until a moment or until resumed. What runs goes on."""
     name = _queue_name(call)
+    if call.body.until is not None and call.body.until <= datetime.now(UTC):
+        raise invalid("until", "is not in the future; to end a pause, resume the queue")
     await call.queue.pause(name, call.body.until)
     return json_response(queue_json(await _stats_of(call, name)))
 
 
 @endpoints.post("/queues/{queue:path}/resume", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
-async def resume_queue(call: Call[NoQuery, NoBody]) -> Response:
+async def resume_queue(call: Call[NoQuery, ResumeBody]) -> Response:
     """Allow claims from a paused queue again; resuming one that is not paused changes nothing."""
     name = _queue_name(call)
     await call.queue.resume(name)
@@ -68,7 +74,7 @@ async def get_stats(call: Call[NoQuery, NoBody]) -> Response:
     )
 
 
-def _queue_name(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody]) -> str:
+def _queue_name(call: QueueCall) -> str:
     name = str(call.request.path_params["queue"])
     # What cannot be a queue's name names no queue; Postgres would refuse NUL, and the driver a lone surrogate.
     if not 1 <= len(name) <= MAX_NAME_LENGTH or "\x00" in name or not name.isprintable():
@@ -76,7 +82,7 @@ def _queue_name(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody]) -> str:
     return name
 
 
-async def _stats_of(call: Call[NoQuery, NoBody] | Call[NoQuery, PauseBody], name: str) -> QueueStats:
+async def _stats_of(call: QueueCall, name: str) -> QueueStats:
     for each in await call.queue.stats():
         if each.queue == name:
             return each

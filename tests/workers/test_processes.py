@@ -335,9 +335,9 @@ async def test_saving_twice_does_not_cut_running_jobs_short(
         await worker.logged("watching")
         job = await queue.submit("slow", {"path": str(gate)})
         await worker.logged("attempt 1 of 4 begins")
-        for version in (1, 2):
-            module.write_text(f"{source}# {version}\n")
-            await worker.logged("changed: changing.py")
+        for name in ("first.py", "second.py"):
+            (tmp_path / name).write_text("")
+            await worker.logged(f"changed: {name}")
         await asyncio.to_thread(gate.write_text, "done")
         assert (await finished(queue, job.id)).result == "done"
         assert (await row(conn, job.id))["lease_token"] == 1

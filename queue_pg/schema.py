@@ -200,7 +200,8 @@ def connect(dsn: str) -> Generator[Connection]:
         conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None, application_name="queue-pg migrate")
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(
-            f"Cannot connect to Postgres: {' '.join(str(error).split())}", hint="Check DATABASE_URL and that the server runs."
+            f"Cannot connect to Postgres: {' '.join(str(error).split())}",
+            hint="Check DATABASE_URL and that the server runs.",
         ) from error
     with conn:
         yield conn

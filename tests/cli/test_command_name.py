@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,4 +45,4 @@ def test_a_script_elsewhere(script: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_the_module(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/queue_pg/cli/__main__.py"])
-    assert command_name() == f"{sys.executable} -m queue_pg.cli"
+    assert command_name() == f"{shlex.quote(sys.executable)} -m queue_pg.cli"

@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 from queue_pg import store
 from queue_pg.connections import connect_async
 from queue_pg.errors import DatabaseUnavailable, QueuePgError
-from queue_pg.models import MaintenanceStep
+from queue_pg.models import InstanceDefaults, MaintenanceStep
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
 from queue_pg.wakeup import WAKE, Wakeups
@@ -35,10 +35,18 @@ class MaintenanceLoop:
     """Calls `queue_pg.maintain` when the next thing falls due and `queue_pg.maintain_history` every minute.
 
     It sleeps at most 1 s; `wakeups` (started by its owner) tells that a new job may fall due earlier.
+    `defaults` are written to the database in the first step.
     """
 
-    def __init__(self, pool_or_dsn: AsyncPool | AsyncConnectionPool[Any] | str, wakeups: Wakeups | None = None) -> None:
+    def __init__(
+        self,
+        pool_or_dsn: AsyncPool | AsyncConnectionPool[Any] | str,
+        wakeups: Wakeups | None = None,
+        *,
+        defaults: InstanceDefaults | None = None,
+    ) -> None:
         self._source = pool_or_dsn
+        self._defaults = None if defaults == InstanceDefaults() else defaults
         self._wakeups = wakeups
         self._history_at = 0.0
         self._failing = False
@@ -76,6 +84,10 @@ class MaintenanceLoop:
     async def step(self) -> MaintenanceStep:
         """Take one step now, history included when its minute is over."""
         async with self._connection() as conn:
+            if self._defaults is not None:
+                # Before history: its partitions depend on the retention.
+                await store.configure(conn, self._defaults)
+                self._defaults = None
             if time.monotonic() >= self._history_at:
                 await self._history(conn)
             step = await store.maintain(conn, max_jobs=BATCH)

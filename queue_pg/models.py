@@ -247,6 +247,15 @@ class WhyWaiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceDefaults:
+    """What a process's settings say for all jobs of the instance; None leaves the database's value as it is."""
+
+    retention_seconds: float | None = None
+    max_attempts: int | None = None
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MaintenanceStep:
     """What one call of `queue_pg.maintain` did. `next_due_seconds` is None when nothing is known to fall due."""
 

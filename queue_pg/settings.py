@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from queue_pg.dsn import MASK, mask_dsn, normalise_dsn
 from queue_pg.errors import ConfigError
+from queue_pg.models import InstanceDefaults
 
 MIB = 1024 * 1024
 _SUBJECT = re.compile("^(Input|String|List|Value error,) ")
@@ -45,7 +46,7 @@ class Settings(BaseSettings):
     # What a job gets when its submission does not say.
     max_attempts: int | None = _from("MAX_ATTEMPTS", "ZBRAIN_MAX_RETRIES", ge=1, le=1000)
     default_timeout_seconds: float | None = _from("DEFAULT_TIMEOUT", "ZBRAIN_DEFAULT_TIMEOUT", gt=0, le=31_536_000)
-    job_ttl_seconds: float | None = _from("JOB_TTL_SECONDS", gt=0)
+    job_ttl_seconds: float | None = _from("JOB_TTL_SECONDS", gt=0, le=3_153_600_000)
     max_payload_bytes: int = _from("MAX_PAYLOAD_BYTES", default=32 * MIB, ge=1, le=32 * MIB)
     unknown_kinds: Literal["auto", "refuse", "accept"] = _from("UNKNOWN_KINDS", default="auto")
 
@@ -75,6 +76,15 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _from("LOG_LEVEL", default="INFO")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    @property
+    def instance_defaults(self) -> InstanceDefaults:
+        """What these settings say for all jobs of the instance."""
+        return InstanceDefaults(
+            retention_seconds=self.job_ttl_seconds,
+            max_attempts=self.max_attempts,
+            timeout_seconds=self.default_timeout_seconds,
+        )
 
     @classmethod
     def load(cls, *, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:

@@ -7,6 +7,7 @@ translated by whoever runs it (sqlstates.py). `store_sync.py` is generated from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from queue_pg import callers, rows
 from queue_pg.models import (
     ClaimedJob,
     Finished,
+    InstanceDefaults,
     Job,
     KindInfo,
     MaintenanceStep,
@@ -150,6 +152,10 @@ async def retry(
     """Put a failed or cancelled job back; None: no such job in this org. Another state raises QP002."""
     found = await _all(conn, "retry", {"id": job_id, "max_attempts": max_attempts, "org": org})
     return rows.job(found[0]) if found else None
+
+
+async def configure(conn: AsyncConnection[Any], defaults: InstanceDefaults) -> None:
+    await _run(conn, "configure", asdict(defaults))
 
 
 async def pause_queue(conn: AsyncConnection[Any], queue: str, *, until: datetime | None, org: str) -> None:

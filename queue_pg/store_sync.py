@@ -10,6 +10,7 @@ translated by whoever runs it (sqlstates.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from queue_pg import callers, rows
 from queue_pg.models import (
     ClaimedJob,
     Finished,
+    InstanceDefaults,
     Job,
     KindInfo,
     MaintenanceStep,
@@ -153,6 +155,10 @@ def retry(
     """Put a failed or cancelled job back; None: no such job in this org. Another state raises QP002."""
     found = _all(conn, "retry", {"id": job_id, "max_attempts": max_attempts, "org": org})
     return rows.job(found[0]) if found else None
+
+
+def configure(conn: Connection[Any], defaults: InstanceDefaults) -> None:
+    _run(conn, "configure", asdict(defaults))
 
 
 def pause_queue(conn: Connection[Any], queue: str, *, until: datetime | None, org: str) -> None:

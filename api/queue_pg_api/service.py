@@ -200,7 +200,9 @@ class Service:
 
     async def _maintain(self) -> None:
         # On a connection of its own: requests that use up the pool must not keep the reaper from its work.
-        await MaintenanceLoop(self.queue.dsn, self._wakeups).run(self.stopping)
+        await MaintenanceLoop(self.queue.dsn, self._wakeups, defaults=self.settings.instance_defaults).run(
+            self.stopping
+        )
 
     async def _for_ever(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         # Both are made to survive the database being away; should one end by a fault of ours, the API goes on.

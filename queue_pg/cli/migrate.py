@@ -14,6 +14,7 @@ from queue_pg.errors import InvalidJob, MigrationDiverged, SchemaError
 
 if TYPE_CHECKING:
     from queue_pg.schema import Plan
+    from queue_pg.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -35,10 +36,11 @@ def migrate(
     if plan + sql + verify > 1:
         raise InvalidJob("migrate", "--plan, --sql and --verify exclude each other.", hint="Give one of them.")
     lock_seconds = parse_duration(lock_timeout, field="lock-timeout").total_seconds()
-    dsn = find_database(load_settings(database_url))
+    settings = load_settings(database_url)
+    dsn = find_database(settings)
     if not (plan or sql or verify):
         _print_names(schema.migrate(dsn, lock_timeout_seconds=lock_seconds), "applied", as_json=as_json)
-        _look_at_result(dsn)
+        _look_at_result(dsn, settings)
         return
     with schema.connect(dsn) as connection:
         if verify:
@@ -52,12 +54,17 @@ def migrate(
         _print_names([migration.name for migration in found.pending], "pending", as_json=as_json)
 
 
-def _look_at_result(dsn: str) -> None:
-    """Say when a fully migrated schema is still not the released one; SchemaError when that breaks it."""
+def _look_at_result(dsn: str, settings: Settings) -> None:
+    """Write the instance's defaults, and say when a fully migrated schema is still not the released one.
+
+    Raises SchemaError when that breaks it.
+    """
+    from queue_pg import store_sync
     from queue_pg.cli.checks import check_schema
     from queue_pg.connections import connect
 
     with connect(dsn, application="queue-pg migrate") as connection:
+        store_sync.configure(connection, settings.instance_defaults)
         found = next((item for item in check_schema(connection) if item.check == "schema"), None)
     if found is not None and found.status == "fail":
         raise SchemaError(found.message, hint=found.hint)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from typing import TYPE_CHECKING
 
 import typer
 
 from queue_pg.cli.connect import find_database, load_settings
 from queue_pg.cli.output import DatabaseUrl, say
+
+if TYPE_CHECKING:
+    from queue_pg.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -24,11 +28,11 @@ def reaper(database_url: DatabaseUrl = None) -> None:
     """
     settings = load_settings(database_url)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(_run(find_database(settings)))
+    asyncio.run(_run(find_database(settings), settings))
     say("Stopped.")
 
 
-async def _run(dsn: str) -> None:
+async def _run(dsn: str, settings: Settings) -> None:
     from queue_pg.maintenance import MaintenanceLoop
 
     stop = asyncio.Event()
@@ -36,4 +40,4 @@ async def _run(dsn: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     say("Maintenance runs: expired leases, due jobs, deadlines, history.")
-    await MaintenanceLoop(dsn).run(stop)
+    await MaintenanceLoop(dsn, defaults=settings.instance_defaults).run(stop)

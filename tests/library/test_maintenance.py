@@ -12,10 +12,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from queue_pg import Queue, maintenance, store
+from queue_pg import JobNotFound, Queue, maintenance, store
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import MaintenanceStep
 from queue_pg.pool import AsyncPool
+from queue_pg.settings import Settings
 from queue_pg.testing import Clock
 from queue_pg.wakeup import WAKE, Wakeups
 
@@ -186,3 +187,32 @@ async def test_works_on_a_pool(dsn: str) -> None:
     step = await MaintenanceLoop(pool).step()
     assert not step.busy
     await pool.close()
+
+
+async def test_the_settings_of_the_process_become_the_instance_s_defaults(
+    dsn: str, conn: psycopg.AsyncConnection, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"JOB_TTL_SECONDS": "120", "ZBRAIN_MAX_RETRIES": "1", "ZBRAIN_DEFAULT_TIMEOUT": "7"}.items():
+        monkeypatch.setenv(name, value)
+
+    async def start(**settings: Any) -> None:
+        loop = MaintenanceLoop(pool, defaults=Settings.load(env_file=None, **settings).instance_defaults)
+        await loop.step()
+
+    pool = AsyncPool(dsn)
+    async with Queue(dsn, notify=False) as queue:
+        await start()
+        job = await queue.submit("k")
+        assert (job.max_attempts, job.timeout.total_seconds()) == (2, 7)
+        await queue.cancel(job.id)
+        clock.advance(119)
+        assert (await queue.get(job.id)).state == "cancelled"
+        clock.advance(2)
+        with pytest.raises(JobNotFound):
+            await queue.get(job.id)
+        await start(job_ttl_seconds=60)
+        monkeypatch.delenv("JOB_TTL_SECONDS")
+        await start()  # it says nothing of retention, and leaves it as it is
+    await pool.close()
+    row = await (await conn.execute("select extract(epoch from retention) from queue_pg.settings")).fetchone()
+    assert row == (60,)

@@ -7,6 +7,7 @@ import secrets
 import socket
 from dataclasses import dataclass, field
 
+from queue_pg.models import InstanceDefaults
 from queue_pg.settings import Settings
 from queue_pg_workers.providers.choice import ProviderSettings
 
@@ -33,6 +34,7 @@ class WorkerConfig:
     index: int | None = None
     log_level: str = "INFO"
     provider: ProviderSettings = field(default_factory=ProviderSettings)
+    defaults: InstanceDefaults = field(default_factory=InstanceDefaults)
 
     def identity(self) -> str:
         """Return the id of this process's row in `queue_pg.workers`."""
@@ -56,6 +58,7 @@ def from_settings(settings: Settings, *, dsn: str, target: str | None) -> Worker
         notify=settings.notify,
         worker_id=settings.worker_id,
         log_level=settings.log_level,
+        defaults=settings.instance_defaults,
         provider=ProviderSettings(
             provider=settings.llm_provider,
             openai_api_key=settings.openai_api_key,

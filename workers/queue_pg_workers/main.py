@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from queue_pg.errors import QueuePgError
+from queue_pg.models import InstanceDefaults
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.forks import handle_stop_signals
@@ -76,8 +77,9 @@ def config_to_json(config: WorkerConfig) -> str:
 def config_from_json(text: str) -> WorkerConfig:
     fields: dict[str, Any] = json.loads(text)
     provider = ProviderSettings(**fields.pop("provider"))
+    defaults = InstanceDefaults(**fields.pop("defaults"))
     queues = tuple(fields.pop("queues"))
-    return WorkerConfig(**fields, queues=queues, provider=provider)
+    return WorkerConfig(**fields, queues=queues, provider=provider, defaults=defaults)
 
 
 async def _work(worker: Worker, provider: Provider) -> None:

@@ -108,7 +108,7 @@ class Worker:
         wake = self.wakeups.subscribe(WAKE, callback=lambda: _call_soon(loop, self._hint.set))
         cancel = self.wakeups.subscribe(CANCEL, self.id, callback=self._heartbeat.check_soon)
         maintenance_stop = asyncio.Event()
-        maintenance = MaintenanceLoop(self._dsn, self.wakeups)
+        maintenance = MaintenanceLoop(self._dsn, self.wakeups, defaults=self.config.defaults)
         self.wakeups.start()
         self._heartbeat.start()
         log.info("worker %s serves %s with %d slots", self.id, ", ".join(self.config.queues), self.config.concurrency)

@@ -1,0 +1,5 @@
+/* queue_pg:configure */
+select queue_pg.configure(
+  retention => %(retention_seconds)s::float8 * interval '1 second',
+  max_attempts => %(max_attempts)s::integer,
+  timeout => %(timeout_seconds)s::float8 * interval '1 second')

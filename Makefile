@@ -5,7 +5,7 @@
 # PYTHON names an interpreter:   make demo PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-on lint types check snapshot lock
+.PHONY: help setup demo test test-on lint types check bench snapshot lock
 
 PYTHON ?=
 ARGS ?=
@@ -44,6 +44,10 @@ types: ## Check types with mypy and pyright, both strict
 	@$(RUN) basedpyright
 
 check: lint types test ## All of lint, types and test
+
+bench: ## Measure queue-pg against its peers (20 minutes) and write docs/benchmarks.md; ARGS=drain runs one measure
+	@$(SETUP) dev
+	@$(RUN) benchmarks $(ARGS)
 
 snapshot: ## Write migrations/schema.snapshot anew after a deliberate change of the schema
 	@$(SETUP) dev

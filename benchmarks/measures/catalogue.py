@@ -1,0 +1,30 @@
+"""All measures, in the order in which they run and appear in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol, cast
+
+from benchmarks.bench import Bench
+from benchmarks.measures import drain
+from benchmarks.model import Metric, Record, Target
+
+
+class Measure(Protocol):
+    """What a module of this package offers. METHOD says how it is measured and what the figures mean."""
+
+    NAME: str
+    TITLE: str
+    METHOD: str
+    METRICS: Sequence[Metric]
+    TARGETS: Sequence[Target]
+
+    def run(self, bench: Bench) -> Record:
+        """Measure once, with as many runs as the bench says."""
+        ...
+
+
+_MODULES: list[ModuleType] = [drain]
+
+MEASURES: dict[str, Measure] = {measure.NAME: measure for measure in cast("list[Measure]", _MODULES)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,10 @@ class Bench:
 
     def size(self, full: int, quick: int) -> int:
         """Return how many, in full or in a quick run."""
+        return quick if self.quick else full
+
+    def size_of(self, full: Sequence[int], quick: Sequence[int]) -> Sequence[int]:
+        """Return which numbers to go through, in full or in a quick run."""
         return quick if self.quick else full
 
     def say(self, text: str) -> None:

@@ -18,8 +18,8 @@ Written by `make bench` from its own figures; a test holds this page against the
 `make bench ARGS=drain`; the others keep their figures. `make bench ARGS=--list` names them all.
 
 Everything runs on one machine: PostgreSQL, workers, clients. Contestants take turns inside one run, and each has a
-fresh database. A figure is the median over the runs, with the lowest and the highest in brackets; a ratio is taken inside
-each run, then the median. Absolute figures drift with the machine, so targets are ratios where they can be."""
+fresh database. A figure is the median over the runs, with the lowest and the highest in brackets; a ratio is taken
+inside each run, then the median. Absolute figures drift with the machine, so targets are ratios where they can be."""
 
 
 def write(results: Results, folder: Path = DOCS) -> None:

@@ -15,6 +15,7 @@ from psycopg import sql
 from benchmarks import proc
 from queue_pg.dsn import with_database
 from queue_pg.embedded import EmbeddedPostgres
+from queue_pg.embedded.programs import available_versions
 
 Connection = psycopg.Connection[Any]
 
@@ -24,6 +25,7 @@ SETTINGS = {
     "max_wal_size": "8GB",
     "checkpoint_timeout": "30min",
     "wal_buffers": "16MB",
+    "max_connections": "500",
 }
 SHOWN = (
     "fsync", "synchronous_commit", "full_page_writes", "wal_level", "wal_compression", "wal_sync_method", "autovacuum",
@@ -139,6 +141,12 @@ def running_server(folder: Path) -> Generator[Server]:
             server.close()
     finally:
         postgres.stop()
+
+
+def programs() -> Path:
+    """Return the folder of the newest PostgreSQL's programs."""
+    versions = available_versions()
+    return versions[max(versions, key=int)] / "bin"
 
 
 def _configure(dsn: str) -> bool:

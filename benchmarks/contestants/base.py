@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -28,6 +29,8 @@ class Contestant(ABC):
     unfinished: ClassVar[LiteralString]
     # How many are recorded as finished; None when the queue keeps no history.
     finished: ClassVar[LiteralString | None] = None
+    # Submits job number %s, where the pickup of single jobs is measured.
+    insert: ClassVar[LiteralString | None] = None
 
     @abstractmethod
     def prepare(self, database: Database, jobs: int) -> None:
@@ -49,4 +52,5 @@ def python_module(module: str, *arguments: str, environment: dict[str, str]) -> 
 def outside(arguments: list[str], environment: dict[str, str]) -> Command:
     """Return a command that finds this project's modules, but neither its `.env` nor anything else of its folder."""
     WORKSHOP.mkdir(exist_ok=True)
-    return Command(arguments, {"PYTHONPATH": str(ROOT)} | environment, WORKSHOP)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return Command(arguments, {"PYTHONPATH": path} | environment, WORKSHOP)

@@ -68,8 +68,10 @@ def all_peers() -> list[Peer]:
         Peer(
             "PgQueuer",
             "pgqueuer_peer.py",
-            "asyncpg, uvloop, 2 dequeuers in one process, batches of 200 jobs",
+            "asyncpg, uvloop, batches of 500 jobs (the best of 1, 2 and 5 dequeuers with 50, 200 or 500)",
             unfinished="select exists (select from pgqueuer)",
+            insert="insert into pgqueuer (priority, entrypoint, payload, status)"
+            " values (0, 'noop', convert_to(%s::text, 'utf8'), 'queued')",
             share=0.4,
         ),
         Peer(
@@ -78,11 +80,12 @@ def all_peers() -> list[Peer]:
             "the preset of its page on performance: concurrentJobs 24, maxPoolSize 25, localQueue.size 500, "
             "completeJobBatchDelay 0; it keeps no history",
             unfinished="select exists (select from graphile_worker._private_jobs)",
+            insert="select graphile_worker.add_job('noop', json_build_object('n', %s::int))",
         ),
         Peer(
             "pg-boss",
             "pgboss_peer.mjs",
-            "2 workers in one process with batchSize 1,000",
+            "2 workers in one process, batchSize 1,000, burstWhenBatchFull, pollingIntervalSeconds 0.5",
             unfinished="select exists (select from pgboss.job where name = 'noop' and state < 'completed')",
             finished="select count(*) from pgboss.job where name = 'noop' and state = 'completed'",
             share=0.5,
@@ -91,7 +94,7 @@ def all_peers() -> list[Peer]:
             "awa",
             "awa_peer.py",
             "AsyncClient with 200 workers, poll_interval_ms 50, the queue-storage engine of a fresh installation",
-            unfinished="select false",
+            unfinished="select exists (select from awa.jobs where state in ('available', 'running'))",
             share=0.1,
         ),
         Peer(

@@ -25,6 +25,8 @@ class QueuePg(Contestant):
     unfinished: ClassVar = "select exists (select from queue_pg.jobs)"
     finished: ClassVar = "select count(*) from queue_pg.finished_jobs where state = 'completed'"
 
+    insert: ClassVar = statement("queue_pg_insert")
+
     def __init__(self, *, concurrency: int = CONCURRENCY, processes: int = 1, notify: bool = True) -> None:
         self.concurrency = concurrency
         self.processes = processes

@@ -20,6 +20,7 @@ class Raw(Contestant):
     name: ClassVar = "raw"
     unfinished: ClassVar = "select exists (select from raw_jobs)"
     finished: ClassVar = "select count(*) from raw_history"
+    insert: ClassVar = statement("raw_insert")
 
     def __init__(self, batch: int = 500, *, together: bool = False) -> None:
         self.batch = batch

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Protocol, cast
 
 from benchmarks.bench import Bench
-from benchmarks.measures import drain
+from benchmarks.measures import commit_tax, drain, latency, latency_load
 from benchmarks.model import Metric, Record, Target
 
 
@@ -25,6 +25,6 @@ class Measure(Protocol):
         ...
 
 
-_MODULES: list[ModuleType] = [drain]
+_MODULES: list[ModuleType] = [drain, latency, latency_load, commit_tax]
 
 MEASURES: dict[str, Measure] = {measure.NAME: measure for measure in cast("list[Measure]", _MODULES)}

@@ -21,6 +21,7 @@ class Noop:
 async def prepare(jobs: int) -> None:
     client = AsyncClient(os.environ["DATABASE_URL"])
     await client.migrate()
+    await client.install_queue_storage()
     for start in range(1, jobs + 1, 5_000):
         numbers = range(start, min(start + 5_000, jobs + 1))
         await client.enqueue_many_copy([Noop(n) for n in numbers], queue="default")

@@ -30,7 +30,8 @@ async def prepare(jobs: int) -> None:
         )
         await chancy.declare(queue)
         if jobs:
-            await chancy.push_many([noop.job.with_kwargs(n=n) for n in range(1, jobs + 1)])
+            async for _ in chancy.push_many([noop.job.with_kwargs(n=n) for n in range(1, jobs + 1)]):
+                pass
 
 
 async def work() -> None:

@@ -1,8 +1,7 @@
-"""PgQueuer as its own benchmark runs it: asyncpg, uvloop, several dequeuers in one process."""
+"""PgQueuer with the driver and the event loop of its own benchmark, asyncpg and uvloop."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from datetime import timedelta
@@ -16,8 +15,7 @@ from pgqueuer.models import Job
 from pgqueuer.queries import Queries
 
 DSN = os.environ["DATABASE_URL"]
-DEQUEUERS = int(os.environ.get("BENCH_DEQUEUERS", "2"))
-BATCH = int(os.environ.get("BENCH_BATCH", "200"))
+BATCH = 500
 
 
 async def prepare(jobs: int) -> None:
@@ -30,7 +28,7 @@ async def prepare(jobs: int) -> None:
     await connection.close()
 
 
-async def dequeue() -> None:
+async def work() -> None:
     pgq = PgQueuer(AsyncpgDriver(await asyncpg.connect(DSN)))
 
     @pgq.entrypoint("noop")
@@ -39,10 +37,6 @@ async def dequeue() -> None:
         begun(int(job.payload))
 
     await pgq.run(batch_size=BATCH, dequeue_timeout=timedelta(seconds=1))
-
-
-async def work() -> None:
-    await asyncio.gather(*(dequeue() for _ in range(DEQUEUERS)))
 
 
 if __name__ == "__main__":

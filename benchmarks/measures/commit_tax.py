@@ -1,0 +1,124 @@
+"""What queue-pg's triggers cost the application that submits."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from benchmarks.bench import Bench
+from benchmarks.children import Command, started
+from benchmarks.children import run as run_command
+from benchmarks.contestants.queue_pg import migrate_database, wait_for_workers, worker_command
+from benchmarks.marks import new_marks
+from benchmarks.model import Metric, Record, Target
+from benchmarks.server import Database, programs
+from benchmarks.statements import statement
+
+NAME = "commit_tax"
+TITLE = "One INSERT a transaction into queue_pg.jobs, against the same table without triggers"
+METHOD = """\
+pgbench inserts kind and payload, one row a transaction, with 1 to 64 clients. Each figure is a ratio of two rounds of
+equal length directly after one another, in changing order: with the triggers of queue_pg.jobs and without. *Idle*: a
+worker serves another queue; *paused*: one serves this queue, which is paused; both compare with `create table (like
+queue_pg.jobs including all)` beside the same worker. *Draining*: a worker empties this queue all the time; the round
+without triggers uses queue_pg.jobs itself with its triggers disabled, so that both rounds carry the same work of the
+same worker, which without triggers finds the jobs by polling. *+ 1 ms* adds a millisecond to every flush of the WAL
+(commit_delay = 1000 with commit_siblings = 0 in pgbench's sessions), as a slower disk does: locks that a commit holds
+are then held longer."""
+METRICS = (
+    Metric(name="own", label="with triggers", unit="tx/s"),
+    Metric(name="plain", label="without", unit="tx/s"),
+    Metric(name="ratio", label="ratio", digits=3, plot=True),
+)
+CLIENTS = (1, 4, 16, 64)
+SLOW = " + 1 ms"
+
+
+def _case(mode: str, clients: int, *, slow: bool = False) -> str:
+    return f"{mode}{SLOW if slow else ''}, {clients} client{'s' if clients > 1 else ''}"
+
+
+def _target(text: str, *modes: str, slow: bool = False) -> Target:
+    pairs = [(_case(mode, clients, slow=slow), "") for mode in modes for clients in CLIENTS]
+    return Target(text=text, metric="ratio", pairs=pairs, relation="value", at_least=0.95, unit="x")
+
+
+TARGETS = (
+    _target("workers idle, 1 to 64 clients", "idle", "paused"),
+    _target("workers draining, 1 to 64 clients", "draining"),
+    _target("workers idle, with 1 ms of commit latency", "idle", slow=True),
+    _target("workers draining, with 1 ms of commit latency", "draining", slow=True),
+)
+MODES = ("idle", "paused", "draining")
+WITH, PLAIN, OFF = "with", "plain", "off"
+INSERT = "insert into {table} (kind, payload) values ('noop', '{{\"n\": 1}}');\n"
+ROUND_SECONDS = 1
+
+
+def run(bench: Bench) -> Record:
+    """Measure all modes and numbers of clients, with changing order."""
+    record = Record()
+    for turn in range(bench.runs):
+        for mode in MODES:
+            with bench.server.database() as database, _prepared(database, mode):
+                for slow in (False, True) if mode != "paused" else (False,):
+                    for clients in bench.size_of(CLIENTS, (4,)):
+                        rates = _two_rounds(database, mode, clients, slow=slow, reverse=turn % 2 == 1)
+                        record.add(_case(mode, clients, slow=slow), **rates)
+                        bench.say(f"{_case(mode, clients, slow=slow):28} " + f"{rates['ratio']:.3f}")
+    return record
+
+
+@contextmanager
+def _prepared(database: Database, mode: str) -> Generator[None]:
+    """Have the schema, the table without triggers, and a worker in the given mode."""
+    migrate_database(database)
+    database.execute(statement("plain_jobs"))
+    if mode == "paused":
+        database.execute("select queue_pg.pause_queue('default')")
+    queues = "elsewhere" if mode == "idle" else "default"
+    with new_marks() as marks:
+        command = worker_command(database, "--concurrency", "200", "--queues", queues, environment=marks.environment())
+        with started(command) as worker:
+            wait_for_workers(database, worker, 1)
+            yield
+
+
+def _two_rounds(database: Database, mode: str, clients: int, *, slow: bool, reverse: bool) -> dict[str, float]:
+    """Return transactions a second with and without triggers, and the ratio."""
+    other = OFF if mode == "draining" else PLAIN
+    rates: dict[str, float] = {}
+    for variant in (other, WITH) if reverse else (WITH, other):
+        with _triggers_off(database) if variant == OFF else nullcontext():
+            database.execute("checkpoint")
+            table = "plain_jobs" if variant == PLAIN else "queue_pg.jobs"
+            rates[variant] = _pgbench(database, table, clients, slow=slow)
+        if mode != "draining":
+            database.execute("truncate queue_pg.jobs, plain_jobs")
+    return {"own": rates[WITH], "plain": rates[other], "ratio": rates[WITH] / rates[other]}
+
+
+@contextmanager
+def _triggers_off(database: Database) -> Generator[None]:
+    database.execute("alter table queue_pg.jobs disable trigger user")
+    try:
+        yield
+    finally:
+        database.execute("alter table queue_pg.jobs enable trigger user")
+
+
+def _pgbench(database: Database, table: str, clients: int, *, slow: bool) -> float:
+    """Return the transactions a second of one round, the time of connecting left out."""
+    with tempfile.NamedTemporaryFile("w", prefix="queue-pg-bench-", suffix=".sql") as script:
+        script.write(INSERT.format(table=table))
+        script.flush()
+        options = "-c commit_delay=1000 -c commit_siblings=0" if slow else ""
+        arguments = ["--no-vacuum", f"--client={clients}", f"--jobs={min(clients, 2)}", f"--time={ROUND_SECONDS}"]
+        arguments += ["--protocol=prepared", f"--file={script.name}", database.dsn]
+        said = run_command(Command([str(programs() / "pgbench"), *arguments], {"PGOPTIONS": options}, Path("/")))
+    found = re.search(r"tps = ([0-9.]+)", said)
+    assert found is not None, said
+    return float(found.group(1))

@@ -1,0 +1,1 @@
+create table plain_jobs (like queue_pg.jobs including all)

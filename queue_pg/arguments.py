@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
 from uuid import UUID
@@ -153,18 +152,6 @@ def error_text(error: Mapping[str, Any] | BaseException | str) -> str:
     else:
         made = error_object("error", error)
     return encode_json(made, field="error")
-
-
-@contextmanager
-def at_position(position: int) -> Generator[None]:
-    """Name the job of a bulk submission in what is refused about it: `jobs[3].payload`."""
-    try:
-        yield
-    except InvalidJob as error:
-        error.field = f"jobs[{position}].{error.field}"
-        error.message = f"{error.field}: {error.reason}"
-        error.args = (error.message,)
-        raise
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import arguments, store
+from queue_pg.bulk import AsyncBulk
+from queue_pg.chunks import chunks_async, name_position
 from queue_pg.connections import connect_async
-from queue_pg.errors import JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.models import (
     Job,
     JobState,
@@ -31,14 +33,13 @@ from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.pulling import AsyncPulling
 from queue_pg.sqlstates import translated
-from queue_pg.submission import array, encode_job
+from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting import Waiting
 from queue_pg.wakeup import RESULT, Wakeups
 
 Pool = AsyncConnectionPool[Any]
 
-JOBS_PER_STATEMENT: Final = 500
-BYTES_PER_STATEMENT: Final = 8 * 1024 * 1024
+NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
 class Queue(AsyncPulling):
@@ -71,6 +72,7 @@ class Queue(AsyncPulling):
         self.dsn = arguments.dsn_of(dsn, pool)
         self.org = org
         self.max_payload_bytes = max_payload_bytes
+        self._check = JobChecker(org=org or "default", max_payload_bytes=max_payload_bytes)
         self._max_connections = max_connections
         self._timeout_seconds = pool_timeout_seconds
         self._given_pool = pool
@@ -165,41 +167,34 @@ class Queue(AsyncPulling):
 
     async def submit_new(self, job: NewJob, *, connection: Any = None) -> tuple[Job, bool]:
         """Store one job as `submit` does; return it and whether it is new (false: its unique key was known)."""
-        jobs = array([self._encode(job)])
+        jobs = encode_array([self._check(job)])
         if connection is not None:
             with translated():
                 return await store.submit(connection, jobs, own_transaction=False)
         async with self.connection(unsafe_to_repeat=job.unique_key is None) as conn:
             return await store.submit(conn, jobs, own_transaction=True)
 
-    async def submit_many(self, jobs: Iterable[NewJob], *, connection: Any = None) -> builtins.list[Submitted]:
+    async def submit_many(self, jobs: NewJobs, *, connection: Any = None) -> builtins.list[Submitted]:
         """Store all jobs or none, and return their ids in order. `jobs` may be a generator: it is read in chunks."""
         if connection is not None:
-            with translated():
-                return await self._submit_chunks(connection, jobs, own_transaction=False)
-        async with self.connection(unsafe_to_repeat=True) as conn, conn.transaction():
-            return await self._submit_chunks(conn, jobs, own_transaction=True)
+            # A generator may be reading from the very connection, which a COPY that stays open would take from it.
+            bulk = AsyncBulk(connection, own_transaction=False, streams=isinstance(jobs, Collection))
+            return await self._store(bulk, jobs)
+        async with self.connection(unsafe_to_repeat=True) as conn:
+            return await self._store(AsyncBulk(conn, own_transaction=True, streams=True), jobs)
 
-    async def _submit_chunks(
-        self, conn: Any, jobs: Iterable[NewJob], *, own_transaction: bool
-    ) -> builtins.list[Submitted]:
+    async def _store(self, bulk: AsyncBulk, jobs: NewJobs) -> builtins.list[Submitted]:
         submitted: builtins.list[Submitted] = []
-        chunk: builtins.list[str] = []
-        size = 0
-        for position, job in enumerate(jobs):
-            with arguments.at_position(position):
-                encoded = self._encode(job)
-            if chunk and (len(chunk) >= JOBS_PER_STATEMENT or size + len(encoded) > BYTES_PER_STATEMENT):
-                submitted += await store.submit_many(conn, array(chunk), own_transaction=own_transaction)
-                chunk, size = [], 0
-            chunk.append(encoded)
-            size += len(encoded)
-        if chunk:
-            submitted += await store.submit_many(conn, array(chunk), own_transaction=own_transaction)
+        try:
+            with translated(unsafe_to_repeat=bulk.own_transaction):
+                async with bulk, aclosing(chunks_async(jobs, self._check)) as chunks:
+                    async for chunk in chunks:
+                        submitted += await bulk.add(chunk.jobs, chunk.places, last=chunk.last)
+        except InvalidJob as error:
+            if len(bulk.refused) == 1:
+                name_position(error, bulk.refused[0])
+            raise
         return submitted
-
-    def _encode(self, job: NewJob) -> str:
-        return encode_job(job, org=self.org or "default", max_payload_bytes=self.max_payload_bytes)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 from uuid import UUID
 
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from queue_pg import arguments, store_sync as store
+from queue_pg.bulk_sync import SyncBulk
+from queue_pg.chunks import chunks_sync, name_position
 from queue_pg.connections import connect
-from queue_pg.errors import JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.models import (
     Job,
     JobState,
@@ -34,14 +36,13 @@ from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool_sync import SyncPool, lend
 from queue_pg.pulling_sync import SyncPulling
 from queue_pg.sqlstates import translated
-from queue_pg.submission import array, encode_job
+from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting_sync import Waiting
 from queue_pg.wakeup import RESULT, Wakeups
 
 Pool = ConnectionPool[Any]
 
-JOBS_PER_STATEMENT: Final = 500
-BYTES_PER_STATEMENT: Final = 8 * 1024 * 1024
+NewJobs = Iterable[NewJob]
 
 
 class SyncQueue(SyncPulling):
@@ -74,6 +75,7 @@ class SyncQueue(SyncPulling):
         self.dsn = arguments.dsn_of(dsn, pool)
         self.org = org
         self.max_payload_bytes = max_payload_bytes
+        self._check = JobChecker(org=org or "default", max_payload_bytes=max_payload_bytes)
         self._max_connections = max_connections
         self._timeout_seconds = pool_timeout_seconds
         self._given_pool = pool
@@ -168,41 +170,34 @@ class SyncQueue(SyncPulling):
 
     def submit_new(self, job: NewJob, *, connection: Any = None) -> tuple[Job, bool]:
         """Store one job as `submit` does; return it and whether it is new (false: its unique key was known)."""
-        jobs = array([self._encode(job)])
+        jobs = encode_array([self._check(job)])
         if connection is not None:
             with translated():
                 return store.submit(connection, jobs, own_transaction=False)
         with self.connection(unsafe_to_repeat=job.unique_key is None) as conn:
             return store.submit(conn, jobs, own_transaction=True)
 
-    def submit_many(self, jobs: Iterable[NewJob], *, connection: Any = None) -> builtins.list[Submitted]:
+    def submit_many(self, jobs: NewJobs, *, connection: Any = None) -> builtins.list[Submitted]:
         """Store all jobs or none, and return their ids in order. `jobs` may be a generator: it is read in chunks."""
         if connection is not None:
-            with translated():
-                return self._submit_chunks(connection, jobs, own_transaction=False)
-        with self.connection(unsafe_to_repeat=True) as conn, conn.transaction():
-            return self._submit_chunks(conn, jobs, own_transaction=True)
+            # A generator may be reading from the very connection, which a COPY that stays open would take from it.
+            bulk = SyncBulk(connection, own_transaction=False, streams=isinstance(jobs, Collection))
+            return self._store(bulk, jobs)
+        with self.connection(unsafe_to_repeat=True) as conn:
+            return self._store(SyncBulk(conn, own_transaction=True, streams=True), jobs)
 
-    def _submit_chunks(
-        self, conn: Any, jobs: Iterable[NewJob], *, own_transaction: bool
-    ) -> builtins.list[Submitted]:
+    def _store(self, bulk: SyncBulk, jobs: NewJobs) -> builtins.list[Submitted]:
         submitted: builtins.list[Submitted] = []
-        chunk: builtins.list[str] = []
-        size = 0
-        for position, job in enumerate(jobs):
-            with arguments.at_position(position):
-                encoded = self._encode(job)
-            if chunk and (len(chunk) >= JOBS_PER_STATEMENT or size + len(encoded) > BYTES_PER_STATEMENT):
-                submitted += store.submit_many(conn, array(chunk), own_transaction=own_transaction)
-                chunk, size = [], 0
-            chunk.append(encoded)
-            size += len(encoded)
-        if chunk:
-            submitted += store.submit_many(conn, array(chunk), own_transaction=own_transaction)
+        try:
+            with translated(unsafe_to_repeat=bulk.own_transaction):
+                with bulk, closing(chunks_sync(jobs, self._check)) as chunks:
+                    for chunk in chunks:
+                        submitted += bulk.add(chunk.jobs, chunk.places, last=chunk.last)
+        except InvalidJob as error:
+            if len(bulk.refused) == 1:
+                name_position(error, bulk.refused[0])
+            raise
         return submitted
-
-    def _encode(self, job: NewJob) -> str:
-        return encode_job(job, org=self.org or "default", max_payload_bytes=self.max_payload_bytes)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -1,16 +1,18 @@
-"""A NewJob into the JSON object that `queue_pg.submit_many` takes, refusing by name what cannot be stored."""
+"""A NewJob checked, refusing by name what cannot be stored, and written as `queue_pg.submit_many` takes it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
-from queue_pg.errors import InvalidJob
+from queue_pg.errors import InvalidJob, PayloadTooLarge
 from queue_pg.models import NewJob
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, MAX_METADATA_BYTES, encode_json
+from queue_pg.plain_json import plain_json
 
 MAX_NAME_CHARS: Final = 200
 MAX_KEY_CHARS: Final = 255
@@ -20,35 +22,131 @@ PRIORITIES: Final = (-32_768, 32_767)
 _LONGEST: Final = timedelta(days=365)
 _SHORTEST: Final = timedelta(milliseconds=1)
 _MAX_DELAY: Final = timedelta(days=3_650)
+_TERMS_KEPT: Final = 1_000
+_COMPACT: Final[dict[str, Any]] = {"ensure_ascii": False, "separators": (",", ":")}
 
 
-def encode_job(job: NewJob, *, org: str, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> str:
-    """Return one element of the array for `queue_pg.submit_many` as JSON text. Raises InvalidJob, PayloadTooLarge."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Everything about a job except its payload, checked. Jobs that differ in their payload alone share one."""
+
+    org: str
+    kind: str
+    queue: str
+    priority: int
+    run_at: datetime | None
+    delay_seconds: float | None
+    max_attempts: int | None
+    timeout_seconds: float | None
+    expires_at: datetime | None
+    unique_key: str | None
+    tags: list[str]
+    traceparent: str | None
+    metadata: str
+
+
+CheckedJob = tuple[Terms, bytes]
+"""What to store: the terms, and the payload as JSON in UTF-8."""
+
+
+class JobChecker:
+    """Checks jobs of one tenant. Raises InvalidJob and PayloadTooLarge."""
+
+    def __init__(self, *, org: str, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> None:
+        self._org = org
+        self._max_payload_bytes = max_payload_bytes
+        self._plain_terms: dict[tuple[str, str, int], Terms] = {}
+
+    def __call__(self, job: NewJob) -> CheckedJob:
+        terms = self._terms(job)
+        value: Any = {} if job.payload is None else job.payload
+        payload = plain_json(value)
+        if payload is None:
+            payload = encode_json(value, field="payload", max_bytes=self._max_payload_bytes).encode()
+        elif len(payload) > self._max_payload_bytes:
+            raise PayloadTooLarge("payload", len(payload), self._max_payload_bytes)
+        return terms, payload
+
+    def _terms(self, job: NewJob) -> Terms:
+        # True is equal to 1 as a key, and no priority.
+        if not _only_names(job) or type(job.priority) is not int:
+            return _checked_terms(job, self._org)
+        try:
+            known = self._plain_terms.get((job.kind, job.queue, job.priority))
+        except TypeError:  # what has no hash is no name
+            known = None
+        if known is None:
+            known = _checked_terms(job, self._org)
+            if len(self._plain_terms) >= _TERMS_KEPT:
+                self._plain_terms.clear()
+            self._plain_terms[job.kind, job.queue, job.priority] = known
+        return known
+
+
+def encode_checked(job: CheckedJob) -> str:
+    """Return one element of the array for `queue_pg.submit_many` as JSON text."""
+    terms, payload = job
     fields: dict[str, Any] = {
-        "org": _text("org", org, MAX_NAME_CHARS),
-        "kind": _text("kind", job.kind, MAX_NAME_CHARS),
-        "queue": _text("queue", job.queue, MAX_NAME_CHARS),
-        "priority": _integer("priority", job.priority, *PRIORITIES),
-        "run_at": _moment("run_at", job.run_at),
-        "delay_seconds": seconds("delay", job.delay, shortest=timedelta(0), longest=_MAX_DELAY),
-        "max_attempts": None
-        if job.max_attempts is None
-        else _integer("max_attempts", job.max_attempts, 1, MAX_ATTEMPTS),
-        "timeout_seconds": seconds("timeout", job.timeout, shortest=_SHORTEST, longest=_LONGEST),
-        "expires_at": _moment("expires_at", job.expires_at),
-        "unique_key": None if job.unique_key is None else _text("unique_key", job.unique_key, MAX_KEY_CHARS),
-        "tags": _tags(job.tags),
-        "traceparent": None if job.traceparent is None else _text("traceparent", job.traceparent, MAX_KEY_CHARS),
+        "org": terms.org,
+        "kind": terms.kind,
+        "queue": terms.queue,
+        "priority": terms.priority,
+        "run_at": None if terms.run_at is None else terms.run_at.isoformat(),
+        "delay_seconds": terms.delay_seconds,
+        "max_attempts": terms.max_attempts,
+        "timeout_seconds": terms.timeout_seconds,
+        "expires_at": None if terms.expires_at is None else terms.expires_at.isoformat(),
+        "unique_key": terms.unique_key,
+        "tags": terms.tags,
+        "traceparent": terms.traceparent,
     }
+    scalars = json.dumps({name: value for name, value in fields.items() if value is not None}, **_COMPACT)
+    # Spliced as text: the payload is encoded once, and its size is known.
+    return f'{scalars[:-1]},"metadata":{terms.metadata},"payload":{payload.decode()}}}'
+
+
+def encode_array(jobs: Sequence[CheckedJob]) -> str:
+    """Return jobs as the JSON array that `queue_pg.submit_many` takes."""
+    return f"[{','.join([encode_checked(job) for job in jobs])}]"
+
+
+def _only_names(job: NewJob) -> bool:
+    """Tell whether nothing but kind, queue, priority and payload is given."""
+    metadata: Any = job.metadata
+    return (
+        job.unique_key is None
+        and job.run_at is None
+        and job.delay is None
+        and job.max_attempts is None
+        and job.timeout is None
+        and job.expires_at is None
+        and job.traceparent is None
+        and type(job.tags) in (tuple, list)
+        and not job.tags
+        and type(metadata) is dict
+        and not metadata
+    )
+
+
+def _checked_terms(job: NewJob, org: str) -> Terms:
+    terms = Terms(
+        org=_text("org", org, MAX_NAME_CHARS),
+        kind=_text("kind", job.kind, MAX_NAME_CHARS),
+        queue=_text("queue", job.queue, MAX_NAME_CHARS),
+        priority=_integer("priority", job.priority, *PRIORITIES),
+        run_at=_moment("run_at", job.run_at),
+        delay_seconds=seconds("delay", job.delay, shortest=timedelta(0), longest=_MAX_DELAY),
+        max_attempts=None if job.max_attempts is None else _integer("max_attempts", job.max_attempts, 1, MAX_ATTEMPTS),
+        timeout_seconds=seconds("timeout", job.timeout, shortest=_SHORTEST, longest=_LONGEST),
+        expires_at=_moment("expires_at", job.expires_at),
+        unique_key=None if job.unique_key is None else _text("unique_key", job.unique_key, MAX_KEY_CHARS),
+        tags=_tags(job.tags),
+        traceparent=None if job.traceparent is None else _text("traceparent", job.traceparent, MAX_KEY_CHARS),
+        metadata=_metadata(job.metadata),
+    )
     if job.run_at is not None and job.delay is not None:
         raise InvalidJob("delay", "give either run_at or delay")
-    if not isinstance(cast(Any, job.metadata), Mapping):
-        raise InvalidJob("metadata", "must be an object")
-    metadata = encode_json(dict(job.metadata), field="metadata", max_bytes=MAX_METADATA_BYTES)
-    payload = encode_json({} if job.payload is None else job.payload, field="payload", max_bytes=max_payload_bytes)
-    scalars = encode_json({name: value for name, value in fields.items() if value is not None}, field="")
-    # Spliced as text: the payload is encoded once, and its size is known.
-    return f'{scalars[:-1]},"metadata":{metadata},"payload":{payload}}}'
+    return terms
 
 
 def seconds(field: str, value: timedelta | float | None, *, shortest: timedelta, longest: timedelta) -> float | None:
@@ -71,6 +169,8 @@ def _text(field: str, value: Any, max_chars: int) -> str:
         raise InvalidJob(field, f"must be a string, not {type(value).__name__}")
     if not 1 <= len(value) <= max_chars:
         raise InvalidJob(field, f"must have 1 to {max_chars} characters, not {len(value):,}")
+    if not (value.isascii() and value.isprintable()):
+        encode_json(value, field=field)
     return value
 
 
@@ -82,7 +182,7 @@ def _integer(field: str, value: Any, smallest: int, largest: int) -> int:
     return value
 
 
-def _moment(field: str, value: Any) -> str | None:
+def _moment(field: str, value: Any) -> datetime | None:
     if value is None:
         return None
     if not isinstance(value, datetime):
@@ -90,7 +190,7 @@ def _moment(field: str, value: Any) -> str | None:
     if value.utcoffset() is None:
         raise InvalidJob(field, "must have a time zone, such as datetime.now(UTC)")
     try:
-        return value.astimezone(UTC).isoformat()
+        return value.astimezone(UTC)
     except OverflowError:
         raise InvalidJob(field, "must be a time within the years 1 to 9998") from None
 
@@ -101,14 +201,13 @@ def _tags(tags: Any) -> list[str]:
     found = list(cast("list[Any]", tags))
     if len(found) > MAX_TAGS:
         raise InvalidJob("tags", f"has {len(found):,} entries; at most {MAX_TAGS} are kept")
-    for index, tag in enumerate(found):
-        _text(f"tags[{index}]", tag, MAX_NAME_CHARS)
-    return found
+    return [_text(f"tags[{index}]", tag, MAX_NAME_CHARS) for index, tag in enumerate(found)]
 
 
-def array(encoded: list[str]) -> str:
-    """Return encoded jobs as the JSON array that `queue_pg.submit_many` takes."""
-    return f"[{','.join(encoded)}]"
+def _metadata(metadata: Any) -> str:
+    if not isinstance(metadata, Mapping):
+        raise InvalidJob("metadata", "must be an object")
+    return encode_json(dict(cast("Mapping[Any, Any]", metadata)), field="metadata", max_bytes=MAX_METADATA_BYTES)
 
 
 def encode_kinds(kinds: list[dict[str, Any]]) -> str:

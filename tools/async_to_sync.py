@@ -15,12 +15,15 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TWINS = {f"{name}.py": f"{name}_sync.py" for name in ("store", "pool", "waiting", "pulling", "client")}
+TWINS = {f"{name}.py": f"{name}_sync.py" for name in ("store", "pool", "waiting", "pulling", "bulk", "client")}
 NAMES = {
     "AsyncBackground": "SyncBackground",
+    "AsyncBulk": "SyncBulk",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
+    "AsyncCopy": "Copy",
     "AsyncCursor": "Cursor",
+    "AsyncExitStack": "ExitStack",
     "AsyncGenerator": "Generator",
     "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncPool": "SyncPool",
@@ -30,8 +33,12 @@ NAMES = {
     "Queue": "SyncQueue",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
+    "aclose": "close",
+    "aclosing": "closing",
     "asynccontextmanager": "contextmanager",
+    "chunks_async": "chunks_sync",
     "connect_async": "connect",
+    "enter_async_context": "enter_context",
     "fetch_async": "fetch_sync",
     "pulling": "pulling_sync",
     "waiting": "waiting_sync",
@@ -43,6 +50,12 @@ HEADER = """# Generated from {source} by tools/async_to_sync.py; change that fil
 # Whole lines for which replacing names does not do: (before, after), both in terms of the source's text.
 LINES = {
     "from queue_pg.pool import AsyncPool, lend": "from queue_pg.pool_sync import SyncPool, lend",
+    "NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]": "NewJobs = Iterable[NewJob]",
+    "from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Mapping, Sequence": (
+        "from collections.abc import Collection, Generator, Iterable, Mapping, Sequence"
+    ),
+    "from queue_pg.bulk import AsyncBulk": "from queue_pg.bulk_sync import SyncBulk",
+    "from queue_pg import callers, store": "from queue_pg import callers, store_sync as store",
     "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
     "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
     "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",
@@ -53,6 +66,7 @@ DOCSTRINGS = [
     (r"\bwith `async ", "with `"),
     (r"\bawait ", ""),
     (r"\basync with ", "with "),
+    (r"\bAsyncBulk\b", "SyncBulk"),
     (r"`Queue`", "`SyncQueue`"),
     (r"\bthe Queue\b", "the SyncQueue"),
     (r"The Queue ", "The SyncQueue "),

@@ -16,6 +16,7 @@ from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import ClaimedJob, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json, error_object
 from queue_pg.settings import Settings
+from queue_pg.submission import JobChecker
 from queue_pg.wakeup import RESULT, WAKE, Wakeups
 from queue_pg_api.claim_room import ClaimRoom, Wanted
 from queue_pg_api.kinds import Kinds
@@ -53,6 +54,7 @@ class Service:
             notify=settings.notify,
             max_payload_bytes=settings.max_payload_bytes,
         )
+        self.check = JobChecker(org=self.queue.org or self.org, max_payload_bytes=self.queue.max_payload_bytes)
         if queue is None:
             # One listening connection serves claims and waits for results; the library alone listens for the latter.
             self.queue.wakeups = Wakeups(self.queue.dsn, (WAKE, RESULT), enabled=settings.notify)

@@ -1,6 +1,7 @@
 """Many jobs in one request: all or none, in one transaction.
 
-Jobs are checked and encoded one by one, so that a refusal names its line or index, and stored a chunk at a time.
+Jobs are checked one by one, so that a refusal names its line or index, and stored a chunk at a time, by COPY where that
+is possible (bulk.py of the library): Postgres stores one chunk while the next is read.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from queue_pg import store
-from queue_pg.errors import SubmitError, UniqueKeyConflict
+from queue_pg.bulk import AsyncBulk
+from queue_pg.errors import SubmitError
 from queue_pg.models import Submitted
 from queue_pg.sqlstates import translated
-from queue_pg.submission import array, encode_job
+from queue_pg.submission import CheckedJob
 from queue_pg_api.bodies import check_model, parse_body, read_lines
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import ApiError, invalid, json_response, translate
 from queue_pg_api.schemas import SubmitBody
 from queue_pg_api.submissions import KEY_HEADER, MAX_KEY_LENGTH, to_new_job
 
-# Jobs of one statement: enough to make the round trip cheap, few enough to keep memory small.
-CHUNK_JOBS = 1_000
+# What is held in memory.
+CHUNK_JOBS = 500
 CHUNK_BYTES = 8 * 1024 * 1024
 
 PlaceName = Literal["line", "index"]
@@ -32,11 +33,10 @@ PlaceName = Literal["line", "index"]
 
 @dataclass(slots=True)
 class _Chunk:
-    """Encoded jobs, with the place of each in the body and what refusals and the check of kinds need of them."""
+    """Checked jobs, with the place of each in the body and of the first of each kind."""
 
-    jobs: list[str] = field(default_factory=list[str])
+    jobs: list[CheckedJob] = field(default_factory=list[CheckedJob])
     places: list[int] = field(default_factory=list[int])
-    keys: list[str | None] = field(default_factory=list[str | None])
     kinds: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     size: int = 0
 
@@ -80,24 +80,21 @@ async def _store(call: Call[Any, Any], chunks: AsyncGenerator[_Chunk], name: Pla
         if chunk is None:
             raise invalid("body", "holds no job; there is nothing to submit")
         submitted: list[Submitted] = []
-        queue = call.queue
-        async with (
-            call.service.bulk_slots,
-            queue.connection(unsafe_to_repeat=True) as connection,
-            connection.transaction(),
-        ):
-            while chunk is not None:
-                try:
-                    with translated():
-                        submitted += await store.submit_many(connection, array(chunk.jobs), own_transaction=True)
-                except UniqueKeyConflict as error:
-                    place = chunk.places[chunk.keys.index(error.unique_key)]
-                    raise at_place(translate(error), name, place) from None
-                except SubmitError as error:
-                    # Only what Postgres alone can see gets here; it doesn't say of which job.
-                    where = f"{name}s {chunk.places[0]} to {chunk.places[-1]}"
-                    raise at_place(translate(error), name, chunk.places[0], where=where) from None
-                chunk = await anext(chunks, None)
+        async with call.service.bulk_slots, call.queue.connection(unsafe_to_repeat=True) as connection:
+            bulk = AsyncBulk(connection, own_transaction=True, streams=True)
+            try:
+                with translated(unsafe_to_repeat=True):
+                    async with bulk:
+                        while chunk is not None:
+                            submitted += await bulk.add(chunk.jobs, chunk.places)
+                            chunk = await anext(chunks, None)
+            except SubmitError as error:
+                if not bulk.refused:
+                    raise
+                # Only what Postgres alone can see gets here, and it doesn't always say of which job.
+                first, last = bulk.refused[0], bulk.refused[-1]
+                where = None if first == last else f"{name}s {first} to {last}"
+                raise at_place(translate(error), name, first, where=where) from None
         return submitted
 
 
@@ -123,12 +120,11 @@ async def _chunks(
 
 def _add(chunk: _Chunk, call: Call[Any, Any], value: object, place: int, key: str | None) -> None:
     job = to_new_job(call, check_model(SubmitBody, value), key)
-    encoded = encode_job(job, org=call.org, max_payload_bytes=call.queue.max_payload_bytes)
-    chunk.jobs.append(encoded)
+    checked = call.service.check(job)
+    chunk.jobs.append(checked)
     chunk.places.append(place)
-    chunk.keys.append(job.unique_key)
     chunk.kinds.setdefault((job.kind, job.queue), place)
-    chunk.size += len(encoded)
+    chunk.size += len(checked[1])
 
 
 async def _check_kinds(call: Call[Any, Any], chunk: _Chunk, name: PlaceName) -> None:

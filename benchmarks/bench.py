@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from benchmarks.children import Child, ChildFailed, started
 from benchmarks.contestants.base import Contestant
 from benchmarks.marks import Marks, new_marks
 from benchmarks.model import Record
 from benchmarks.server import Database, Server
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,8 @@ class Bench:
     quick: bool = False
     peers: bool = True
 
-    def size(self, full: int, quick: int) -> int:
-        """Return how many, in full or in a quick run."""
-        return quick if self.quick else full
-
-    def size_of(self, full: Sequence[int], quick: Sequence[int]) -> Sequence[int]:
-        """Return which numbers to go through, in full or in a quick run."""
+    def pick(self, full: T, quick: T) -> T:
+        """Return what a full or a quick run takes."""
         return quick if self.quick else full
 
     def say(self, text: str) -> None:
@@ -43,6 +42,14 @@ class Bench:
         """Prepare a contestant's schema and jobs, settle the server, and run its worker as long as the block lasts."""
         contestant.prepare(database, jobs)
         database.settle()
+        with self.worker(contestant, database, stamps=stamps) as working:
+            yield working
+
+    @contextmanager
+    def worker(
+        self, contestant: Contestant, database: Database, *, stamps: bool = False
+    ) -> Generator[tuple[Child, Marks]]:
+        """Run a contestant's worker as long as the block lasts."""
         with new_marks() as marks, started(contestant.worker(database, marks, stamps=stamps)) as child:
             contestant.ready(database, child)
             yield child, marks

@@ -6,20 +6,19 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import LiteralString
 
 import psycopg
 
 from benchmarks.marks import Marks
 from benchmarks.server import Connection, Database
-from benchmarks.statements import statement
+from benchmarks.statements import Query, statement
 
 TICK_SECONDS = 0.005
 CHUNK = 2_000
 
 
 def submit_steadily(
-    connection: Connection, insert: LiteralString, *, first: int, count: int, interval_seconds: float
+    connection: Connection, insert: Query, *, first: int, count: int, interval_seconds: float
 ) -> dict[int, int]:
     """Submit jobs `first`, `first + 1`, ... one every interval; return when each was due, in monotonic nanoseconds.
 

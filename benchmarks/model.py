@@ -90,8 +90,8 @@ class Record:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Record:
         """Read what `to_json` wrote."""
-        plots = {
-            name: Plot(**{**plot, "lines": {label: Line(**line) for label, line in plot["lines"].items()}})
-            for name, plot in data["plots"].items()
-        }
-        return cls(**{**data, "plots": plots})
+        record = cls(**data)
+        for name, plot in data["plots"].items():
+            record.plots[name] = Plot(**plot)
+            record.plots[name].lines = {label: Line(**line) for label, line in plot["lines"].items()}
+        return record

@@ -7,12 +7,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from benchmarks import proc
+from benchmarks.statements import Query
 from queue_pg.dsn import with_database
 from queue_pg.embedded import EmbeddedPostgres
 from queue_pg.embedded.programs import available_versions
@@ -43,13 +44,13 @@ class Database:
         """Connect in autocommit mode."""
         return psycopg.connect(self.dsn, autocommit=True)
 
-    def execute(self, statement: LiteralString, parameters: Any = None) -> list[tuple[Any, ...]]:
+    def execute(self, statement: Query, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run one statement on a connection of its own and return its rows, if it has any."""
         with self.connect() as connection:
             cursor = connection.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
-    def scalar(self, statement: LiteralString, parameters: Any = None) -> Any:
+    def scalar(self, statement: Query, parameters: Any = None) -> Any:
         """Return the first column of the first row."""
         return self.execute(statement, parameters)[0][0]
 

@@ -6,11 +6,11 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, LiteralString
 
 from benchmarks.children import Child, Command
 from benchmarks.marks import Marks
 from benchmarks.server import Database
+from benchmarks.statements import Query
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "benchmarks" / "peers"
@@ -20,17 +20,17 @@ WORKSHOP = ROOT / ".bench"  # all that is installed or made here; git ignores it
 class Contestant(ABC):
     """A queue and its worker, whose handler calls `marks.begun(n)` with the job's number and does nothing else."""
 
-    name: ClassVar[str]
+    name: str
     # One sentence for the report: version apart, what was set and why.
     settings: str
     # Of a drain's 100,000 jobs, for those that would take minutes.
-    share: ClassVar[float] = 1.0
+    share: float = 1.0
     # Whether a job is left that has not been recorded as finished.
-    unfinished: ClassVar[LiteralString]
+    unfinished: Query
     # How many are recorded as finished; None when the queue keeps no history.
-    finished: ClassVar[LiteralString | None] = None
+    finished: Query | None = None
     # Submits job number %s, where the pickup of single jobs is measured.
-    insert: ClassVar[LiteralString | None] = None
+    insert: Query | None = None
 
     @abstractmethod
     def prepare(self, database: Database, jobs: int) -> None:

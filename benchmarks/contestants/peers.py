@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import LiteralString
 
 from benchmarks.children import Command, run
 from benchmarks.contestants.base import PEERS, ROOT, WORKSHOP, Contestant, outside
 from benchmarks.marks import Marks
 from benchmarks.model import Record
 from benchmarks.server import Database
+from benchmarks.statements import Query
 
 PYTHON = WORKSHOP / "venv" / "bin" / "python"
 NODE = WORKSHOP / "node"
@@ -28,12 +28,12 @@ class Peer(Contestant):
         script: str,
         settings: str,
         *,
-        unfinished: LiteralString,
-        finished: LiteralString | None = None,
+        unfinished: Query,
+        finished: Query | None = None,
         share: float = 1.0,
-        insert: LiteralString | None = None,
+        insert: Query | None = None,
     ) -> None:
-        self.name = name  # type: ignore[misc]
+        self.name = name
         self.script = script
         self.settings = settings
         self.unfinished = unfinished
@@ -95,7 +95,7 @@ def all_peers() -> list[Peer]:
             "awa_peer.py",
             "AsyncClient with 200 workers, poll_interval_ms 50, the queue-storage engine of a fresh installation",
             unfinished="select exists (select from awa.jobs where state in ('available', 'running'))",
-            share=0.1,
+            share=0.2,
         ),
         Peer(
             "Chancy",
@@ -142,5 +142,5 @@ def install(record: Record) -> None:
 def versions() -> dict[str, str]:
     """Return the pinned versions of the peers and of the drivers below them."""
     pinned = (line.partition("==") for line in (PEERS / "requirements.txt").read_text().split())
-    packages = json.loads((PEERS / "package.json").read_text())["dependencies"]
+    packages: dict[str, str] = json.loads((PEERS / "package.json").read_text())["dependencies"]
     return {name: version for name, _, version in pinned} | packages

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks.children import Child, Command
 from benchmarks.contestants.base import Contestant, outside
@@ -21,11 +20,11 @@ CONCURRENCY = 200
 class QueuePg(Contestant):
     """`processes` worker processes with `concurrency` slots each, started on a paused queue that is then resumed."""
 
-    name: ClassVar = "queue-pg"
-    unfinished: ClassVar = "select exists (select from queue_pg.jobs)"
-    finished: ClassVar = "select count(*) from queue_pg.finished_jobs where state = 'completed'"
+    name = "queue-pg"
+    unfinished = "select exists (select from queue_pg.jobs)"
+    finished = "select count(*) from queue_pg.finished_jobs where state = 'completed'"
 
-    insert: ClassVar = statement("queue_pg_insert")
+    insert = statement("queue_pg_insert")
 
     def __init__(self, *, concurrency: int = CONCURRENCY, processes: int = 1, notify: bool = True) -> None:
         self.concurrency = concurrency

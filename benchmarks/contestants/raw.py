@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from benchmarks.children import Command
 from benchmarks.contestants.base import Contestant, python_module
 from benchmarks.contestants.raw_worker import drain_loop
@@ -17,20 +15,17 @@ BATCHES = (100, 200, 500, 1000)
 class Raw(Contestant):
     """`batch` jobs a round, each round in one transaction or in two (`together`)."""
 
-    name: ClassVar = "raw"
-    unfinished: ClassVar = "select exists (select from raw_jobs)"
-    finished: ClassVar = "select count(*) from raw_history"
-    insert: ClassVar = statement("raw_insert")
+    name = "raw"
+    unfinished = "select exists (select from raw_jobs)"
+    finished = "select count(*) from raw_history"
+    insert = statement("raw_insert")
 
     def __init__(self, batch: int = 500, *, together: bool = False) -> None:
         self.batch = batch
         self.together = together
-
-    @property
-    def settings(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        transactions = "one transaction" if self.together else "two transactions"
-        return (
-            f"one connection, prepared statements, binary results; {self.batch} jobs a batch, claim and finish in "
+        transactions = "one transaction" if together else "two transactions"
+        self.settings = (
+            f"one connection, prepared statements, binary results; {batch} jobs a batch, claim and finish in "
             f"{transactions} (the best of batches of {', '.join(map(str, BATCHES))} in one or two, tried just before)"
         )
 

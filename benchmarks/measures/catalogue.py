@@ -7,7 +7,18 @@ from types import ModuleType
 from typing import Protocol, cast
 
 from benchmarks.bench import Bench
-from benchmarks.measures import commit_tax, drain, latency, latency_load
+from benchmarks.measures import (
+    backlog,
+    bulk,
+    churn,
+    commit_tax,
+    drain,
+    held_snapshot,
+    http_single,
+    idle_fleet,
+    latency,
+    latency_load,
+)
 from benchmarks.model import Metric, Record, Target
 
 
@@ -25,6 +36,17 @@ class Measure(Protocol):
         ...
 
 
-_MODULES: list[ModuleType] = [drain, latency, latency_load, commit_tax]
+_MODULES: list[ModuleType] = [
+    drain,
+    latency,
+    latency_load,
+    commit_tax,
+    bulk,
+    http_single,
+    held_snapshot,
+    backlog,
+    churn,
+    idle_fleet,
+]
 
 MEASURES: dict[str, Measure] = {measure.NAME: measure for measure in cast("list[Measure]", _MODULES)}

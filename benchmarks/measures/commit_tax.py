@@ -65,7 +65,7 @@ def run(bench: Bench) -> Record:
         for mode in MODES:
             with bench.server.database() as database, _prepared(database, mode):
                 for slow in (False, True) if mode != "paused" else (False,):
-                    for clients in bench.size_of(CLIENTS, (4,)):
+                    for clients in bench.pick(CLIENTS, (4,)):
                         rates = _two_rounds(database, mode, clients, slow=slow, reverse=turn % 2 == 1)
                         record.add(_case(mode, clients, slow=slow), **rates)
                         bench.say(f"{_case(mode, clients, slow=slow):28} " + f"{rates['ratio']:.3f}")

@@ -20,11 +20,11 @@ TITLE = "Draining 100,000 no-op jobs"
 METHOD = """\
 The jobs are in the table, which is vacuumed and analysed, and a checkpoint has passed, before the worker starts. The
 clock runs from the first call of the handler until the database has every job recorded as finished, so neither the
-start of processes nor the first claim counts. queue-pg's workers start on a paused queue that is resumed once all have
-registered. Slow peers get fewer jobs; rates are compared. Postgres CPU is user and system time of all processes of the
-server: live ones from /proc, ended ones from the postmaster's account of its children; autovacuum and WAL writer count.
-WAL is the distance between two insert positions. Worker CPU is that of the worker's process and all below it; RSS is
-the peak of its largest process."""
+start of processes nor the first claim counts. queue-pg's workers start on a paused queue that is resumed once all
+have registered. Slow peers get fewer jobs; rates are compared. Postgres CPU is user and system time of all processes
+of the server: live ones from /proc, ended ones from the postmaster's account of its children; autovacuum and WAL
+writer count. WAL is the distance between two insert positions. Worker CPU is that of the worker's process and all
+below it; RSS is the peak of its largest process."""
 METRICS = (
     Metric(name="rate", label="jobs/s", plot=True),
     Metric(name="pg_us", label="Postgres CPU a job", unit="µs", digits=1, plot=True),
@@ -60,9 +60,9 @@ class TwoProcesses(QueuePg):
 def run(bench: Bench) -> Record:
     """Drain with every contestant in turn, as often as the bench says."""
     record = Record()
-    jobs = bench.size(JOBS, QUICK_JOBS)
+    jobs = bench.pick(JOBS, QUICK_JOBS)
     with bench.server.database() as database:
-        raw = Raw.calibrated(database, bench.size(20_000, 1_000))
+        raw = Raw.calibrated(database, bench.pick(20_000, 1_000))
     contestants = [raw, QueuePg(), TwoProcesses(), *(peers(record) if bench.peers else [])]
     for contestant in contestants:
         record.settings[contestant.name] = contestant.settings

@@ -22,8 +22,8 @@ TITLE = "Pickup by an idle worker, one submission every 20 ms"
 METHOD = """\
 Another process inserts one job every 20 ms, each in a transaction of its own, as an application does. The time runs
 from just before the INSERT is sent to the first line of the handler; both read the machine's monotonic clock. The raw
-loop is LISTEN on one connection, claim and finish on another, with pg_notify in the submitting transaction. With NOTIFY
-off nothing but the poll interval (1 s) bounds the wait. The first half second is not counted."""
+loop is LISTEN on one connection, claim and finish on another, with pg_notify in the submitting transaction. With
+NOTIFY off nothing but the poll interval (1 s) bounds the wait. The first half second is not counted."""
 METRICS = (
     Metric(name="p50", label="p50", unit="ms", digits=2, plot=True),
     Metric(name="p99", label="p99", unit="ms", digits=2, plot=True),
@@ -69,7 +69,7 @@ def run(bench: Bench) -> Record:
         for contestant in contestants:
             with bench.tolerant(contestant, record), bench.server.database() as database:
                 with bench.working(contestant, database, stamps=True) as (child, marks), database.connect() as sender:
-                    waits = pickups(contestant, sender, child, marks, bench.size(SUBMISSIONS, QUICK_SUBMISSIONS))
+                    waits = pickups(contestant, sender, child, marks, bench.pick(SUBMISSIONS, QUICK_SUBMISSIONS))
                 record.add(contestant.name, **summary(waits))
                 bench.say(f"{contestant.name:22} " + shown(waits))
     return record

@@ -20,8 +20,8 @@ TITLE = "Pickup while other jobs flow, up to 80 % of saturation"
 METHOD = """\
 A probe is submitted every 20 ms as in the measure of the idle worker, while another process submits jobs at a fixed
 rate to the same queue, those due within 5 ms in one INSERT. Both are open loops: they follow the clock and never wait
-for the worker, and what is late counts from when it was due, so nothing is omitted. Saturation is the rate at which the
-same worker takes jobs while the same process submits far more than it can do."""
+for the worker, and what is late counts from when it was due, so nothing is omitted. Saturation is the rate at which
+the same worker takes jobs while the same process submits far more than it can do."""
 METRICS = (
     Metric(name="rate", label="other jobs/s"),
     Metric(name="p50", label="p50", unit="ms", digits=2),
@@ -51,7 +51,7 @@ def run(bench: Bench) -> Record:
     record = Record()
     contestant = QueuePg()
     record.settings[contestant.name] = contestant.settings
-    probes = bench.size(PROBES, QUICK_SUBMISSIONS)
+    probes = bench.pick(PROBES, QUICK_SUBMISSIONS)
     for _ in range(bench.runs):
         with (
             bench.server.database() as database,

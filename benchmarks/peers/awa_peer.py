@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from awa import AsyncClient
+from awa import AsyncClient, Job
 from marks import begun
 
 WORKERS = 200
@@ -32,7 +32,7 @@ async def work() -> None:
     client = AsyncClient(os.environ["DATABASE_URL"], max_connections=20)
 
     @client.task(Noop, queue="default")
-    async def noop(job) -> None:
+    async def noop(job: Job) -> None:
         begun(job.args.n)
 
     await client.start([("default", WORKERS)], poll_interval_ms=50)

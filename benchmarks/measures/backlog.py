@@ -1,0 +1,79 @@
+"""Whether a claim notices what it does not want."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from benchmarks.bench import Bench
+from benchmarks.contestants.queue_pg import migrate_database
+from benchmarks.model import Metric, Record, Target
+from benchmarks.server import Connection, Database
+from benchmarks.statements import statement
+from benchmarks.stats import percentile
+
+NAME = "backlog"
+TITLE = "A claim of 10 jobs with a million others in the table"
+METHOD = """\
+300 claims of 10 jobs each by `queue_pg.claim`, every one finished by `queue_pg.finish` and replaced by 10 new jobs
+before the next; only the claim is timed, from sending to the last row. There are 1,000 claimable jobs, and beside
+them nothing, or 1,000,000 more of the same queue, 1,000,000 scheduled with a higher priority, 1,000,000 of another
+org or of another queue, which is named before this one. The databases are filled and analysed first, then all take
+turns."""
+METRICS = (
+    Metric(name="p50", label="claim p50", unit="ms", digits=2),
+    Metric(name="p99", label="claim p99", unit="ms", digits=2, plot=True),
+)
+BASE = "1,000 queued"
+FILLS = {
+    "1,000,000 queued": "queued",
+    "1,000,000 scheduled, higher priority": "scheduled",
+    "1,000,000 of another org": "org",
+    "1,000,000 of another queue": "queue",
+}
+TARGETS = (
+    Target(
+        text="claim p99 against 1,000 queued", metric="p99", pairs=[(name, BASE) for name in FILLS], at_most=1.5
+    ),
+)  # fmt: skip
+
+JOBS = 1_000_000
+QUICK_JOBS = 2_000
+CLAIMS = 300
+SIZE = 10
+
+
+def run(bench: Bench) -> Record:
+    """Fill a database for each case, then let them take turns."""
+    record = Record()
+    with ExitStack() as stack:
+        databases: dict[str, Database] = {}
+        for index, (name, kind) in enumerate([(BASE, ""), *FILLS.items()]):
+            database = stack.enter_context(bench.server.database(f"bench_{index}"))
+            migrate_database(database)
+            database.execute(statement("queue_pg_fill"), ("default", 1_000))
+            if kind:
+                database.execute(statement("backlog_fill"), {"kind": kind, "jobs": bench.pick(JOBS, QUICK_JOBS)})
+            database.settle()
+            databases[name] = database
+        for _ in range(bench.runs):
+            for name, database in databases.items():
+                with database.connect() as connection:
+                    times = _claims(connection, bench.pick(CLAIMS, 10))
+                record.add(name, p50=percentile(times, 50), p99=percentile(times, 99))
+                bench.say(f"{name:38} p50 {percentile(times, 50):.2f}  p99 {percentile(times, 99):.2f} ms")
+    return record
+
+
+def _claims(connection: Connection, count: int) -> list[float]:
+    """Return the milliseconds of each claim, without the first ten, which plan and fill caches."""
+    times: list[float] = []
+    for _ in range(count + 10):
+        begin = time.perf_counter()
+        rows = connection.execute(statement("backlog_claim"), (SIZE,), prepare=True).fetchall()
+        times.append((time.perf_counter() - begin) * 1e3)
+        assert len(rows) == SIZE
+        ids, tokens = [row[0] for row in rows], [row[1] for row in rows]
+        connection.execute(statement("backlog_finish"), (ids, tokens, ["complete"] * SIZE), prepare=True)
+        connection.execute(statement("queue_pg_fill"), ("default", SIZE), prepare=True)
+    return times[10:]

@@ -1,0 +1,1 @@
+insert into plain_jobs (kind, payload) values (%s, %s) returning id

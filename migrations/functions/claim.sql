@@ -1,22 +1,241 @@
 -- Handing out work.
-
--- Leases up to `max_jobs` queued jobs to `worker_id` and returns them, payload and metadata as JSON text: a document
--- that the client cannot decode then fails alone instead of spoiling the batch.
 --
 -- A lane is one (queue, org). Lanes that have work are visited in random order, each for its fair share first and then
 -- for what is left, so neither a queue nor a tenant can starve another; inside a lane the order is
 -- priority desc, run_at, id, which is the order of index jobs_claim, so a claim reads just the rows it takes.
--- SKIP LOCKED sits in a MATERIALIZED CTE: a sub-select under IN may be run again per row and claim more than its LIMIT.
--- The SETs pin the plan to that index whatever the statistics say; stale ones turn this statement quadratic. A pinned
--- plan looks expensive to the planner, so JIT has to be off as well: compiling would cost more than all the rest.
+--
+-- A long transaction elsewhere keeps the entries of claimed jobs in that index, and each claim would walk over all of
+-- them again. So a claim counts the entries it read. When they are many more than it took, the session remembers for
+-- the lane the last key it took, the floor, and starts its next claims there: what comes before is taken or dead.
+-- What gets in before the floor (a transaction that commits late, a job handed back, a higher priority) is found by
+-- sweeping the lane from its start again, so seldom that it takes 5 % of the time at most. Without such a transaction
+-- there are no floors, and the order is exact at every claim.
+--
+-- The SETs pin plans to the index whatever the statistics say; stale ones turn these statements quadratic. A pinned plan
+-- looks expensive to the planner, so JIT has to be off as well: compiling would cost more than all the rest.
+
+-- Locks up to `wanted` claimable jobs of one lane and returns their ids in order, with the key of the last one. With a
+-- floor it looks only behind that key. SKIP LOCKED sits in a FROM of its own: a sub-select under IN may be run again
+-- per row and lock more than its LIMIT.
+create or replace function queue_pg.pick(
+  queue text, org text, kinds text[], wanted integer, floor_priority integer, floor_run_at timestamptz, floor_id uuid,
+  out ids uuid[], out last_priority integer, out last_run_at timestamptz, out last_id uuid)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+  v_now timestamptz := queue_pg.now();
+  v_priorities smallint[];
+  v_run_ats timestamptz[];
+  v_more uuid[];
+begin
+  if floor_priority is null then
+    select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
+    from (
+      select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
+      where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org
+        and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
+      order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
+  else
+    select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
+    from (
+      select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
+      where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org
+        and j.priority = floor_priority and (j.run_at, j.id) > (floor_run_at, floor_id)
+        and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
+      order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
+    if coalesce(cardinality(ids), 0) < wanted then
+      select ids || array_agg(p.id), v_priorities || array_agg(p.priority), v_run_ats || array_agg(p.run_at)
+      into ids, v_priorities, v_run_ats
+      from (
+        select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
+        where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org and j.priority < floor_priority
+          and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
+        order by j.queue, j.org, j.priority desc, j.run_at, j.id
+        limit wanted - coalesce(cardinality(ids), 0) for update skip locked) p;
+    end if;
+  end if;
+  last_priority := v_priorities[cardinality(ids)];
+  last_run_at := v_run_ats[cardinality(ids)];
+  last_id := ids[cardinality(ids)];
+end
+$$;
+
+-- Locks up to `wanted` claimable jobs of these queues and returns their ids, lane by lane.
+create or replace function queue_pg.pick_from_queues(queues text[], kinds text[], wanted integer, only_org text)
+returns uuid[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+  v_claim_index constant oid := 'queue_pg.jobs_claim'::regclass;
+  v_after text := coalesce(current_setting('queue_pg.claim_after', true), '');
+  -- Floors are of one kind of claim: another may still want what this one has passed over.
+  v_for text := hashtext(coalesce(kinds::text, '') || E'\x1f' || coalesce(only_org, ''));
+  v_floors jsonb := coalesce(nullif(current_setting('queue_pg.floors', true), '')::jsonb -> v_for, '{}');
+  v_remembered jsonb := v_floors;
+  v_floor jsonb;
+  v_last jsonb;
+  v_lasts jsonb[] := '{}';
+  v_sweep boolean;
+  v_started timestamptz;
+  v_read bigint;
+  v_queue text;
+  v_org text;
+  v_known text;
+  v_wrapped boolean;
+  v_full boolean := false;
+  v_lanes integer;
+  v_stopped_at text;
+  v_lane_queues text[] := '{}';
+  v_lane_orgs text[] := '{}';
+  v_lane record;
+  v_pick record;
+  v_ids uuid[] := '{}';
+  v_limit integer;
+begin
+  for v_queue in select distinct q from unnest(queues) q where q is not null loop
+    v_org := coalesce(only_org, v_after);
+    v_wrapped := v_after = '';
+    v_read := pg_stat_get_xact_tuples_returned(v_claim_index);
+    v_lanes := cardinality(v_lane_queues);
+    loop
+      -- One index probe finds the next tenant with work in this queue; a lane with a floor is not probed, but visited.
+      if only_org is null then
+        select min(o) into v_known from jsonb_object_keys(v_floors -> v_queue) o where o > v_org;
+        if v_known is null then
+          select j.org into v_org from queue_pg.jobs j
+          where j.state = 'queued' and j.queue = v_queue and j.org > v_org
+          order by j.org limit 1;
+        else
+          select j.org into v_org from queue_pg.jobs j
+          where j.state = 'queued' and j.queue = v_queue and j.org > v_org and j.org < v_known
+          order by j.org limit 1;
+        end if;
+        v_org := coalesce(v_org, v_known);
+        if v_org is null then
+          exit when v_wrapped;
+          v_wrapped := true;
+          v_org := '';
+          continue;
+        end if;
+        exit when v_wrapped and v_org > v_after and v_after <> '';
+      end if;
+      if not exists (
+        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now
+      ) then
+        v_lane_queues := v_lane_queues || v_queue;
+        v_lane_orgs := v_lane_orgs || v_org;
+      end if;
+      v_full := cardinality(v_lane_orgs) >= 500;
+      v_stopped_at := v_org;
+      exit when only_org is not null or v_full;
+    end loop;
+    v_org := coalesce(only_org, 'default');
+    if cardinality(v_lane_queues) = v_lanes and pg_stat_get_xact_tuples_returned(v_claim_index) - v_read > 1000
+      and not exists (
+        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now)
+    then
+      -- Nothing but dead entries, of a tenant that they do not tell; most jobs are of this one. Visiting its lane sets
+      -- its floor, so that the next claim need not walk over them again.
+      v_lane_queues := v_lane_queues || v_queue;
+      v_lane_orgs := v_lane_orgs || v_org;
+    end if;
+  end loop;
+  if only_org is null and (v_full or v_after <> '') then
+    -- More lanes than one claim looks at: the session's next claim goes on where this one stopped.
+    perform set_config('queue_pg.claim_after', case when v_full then v_stopped_at else '' end, false);
+  end if;
+
+  for v_pass in 1..least(cardinality(v_lane_queues), 2) loop
+    for v_lane in
+      select l.queue, l.org, l.nr from unnest(v_lane_queues, v_lane_orgs) with ordinality as l (queue, org, nr)
+      order by random()
+    loop
+      v_limit := wanted - cardinality(v_ids);
+      exit when v_limit <= 0;
+      v_last := v_lasts[v_lane.nr];
+      if v_pass = 1 then
+        v_limit := least(v_limit, ceil(wanted::numeric / cardinality(v_lane_queues)));
+      elsif v_last is null then
+        continue;
+      end if;
+      v_floor := v_floors -> v_lane.queue -> v_lane.org;
+      v_sweep := v_pass = 1 and (v_floor is null or extract(epoch from v_now) >= (v_floor ->> 3)::numeric);
+      v_started := clock_timestamp();
+      v_read := pg_stat_get_xact_tuples_returned(v_claim_index);
+      if v_sweep then
+        select p.* into v_pick from queue_pg.pick(v_lane.queue, v_lane.org, kinds, v_limit, null, null, null) p;
+      else
+        -- The second time behind what the first took: rows that are locked by ourselves would not be skipped.
+        v_last := coalesce(v_last, v_floor);
+        select p.* into v_pick from queue_pg.pick(
+          v_lane.queue, v_lane.org, kinds, v_limit,
+          (v_last ->> 0)::integer, (v_last ->> 1)::timestamptz, (v_last ->> 2)::uuid) p;
+      end if;
+      v_ids := v_ids || v_pick.ids;
+      v_last := jsonb_build_array(v_pick.last_priority, v_pick.last_run_at, v_pick.last_id);
+      -- A lane that gave less than it was asked for has no more.
+      v_lasts[v_lane.nr] := case when cardinality(v_pick.ids) = v_limit then v_last end;
+
+      if v_sweep then
+        if pg_stat_get_xact_tuples_returned(v_claim_index) - v_read <= 1000 + 4 * v_limit then
+          v_floors := v_floors #- array[v_lane.queue, v_lane.org];
+          continue;
+        end if;
+        -- Nothing known and nothing found: most jobs have priority 0.
+        v_floor := coalesce(v_floor, jsonb_build_array(0, v_now, '00000000-0000-0000-0000-000000000000'));
+        v_floor := jsonb_build_array(
+          v_floor -> 0, v_floor -> 1, v_floor -> 2, extract(epoch from v_now + 20 * (clock_timestamp() - v_started)));
+      end if;
+      if v_floor is null then
+        continue;
+      end if;
+      if v_pick.last_id is not null then
+        v_floor := jsonb_build_array(v_last -> 0, v_last -> 1, v_last -> 2, v_floor -> 3);
+      end if;
+      -- While jobs flow in, transactions overtake each other: the floor stays a moment behind.
+      if (v_floor ->> 1)::timestamptz > v_now - interval '250 milliseconds' then
+        v_floor := jsonb_set(v_floor, '{1}', to_jsonb(v_now - interval '250 milliseconds'));
+      end if;
+      v_floors := v_floors || jsonb_build_object(
+        v_lane.queue, coalesce(v_floors -> v_lane.queue, '{}') || jsonb_build_object(v_lane.org, v_floor));
+    end loop;
+    exit when cardinality(v_ids) >= wanted;
+  end loop;
+  if v_floors is distinct from v_remembered then
+    perform set_config('queue_pg.floors', jsonb_build_object(v_for, v_floors)::text, false);
+  end if;
+  return v_ids;
+end
+$$;
+
+-- Leases up to `max_jobs` queued jobs to `worker_id` and returns them, payload and metadata as JSON text: a document
+-- that the client cannot decode then fails alone instead of spoiling the batch.
 -- `lease` null: the queue's, else settings.lease. `kinds` null: any kind. `only_org` null: any tenant.
+-- `arm` true: when nothing is found, asks for a NOTIFY from the next INSERT into these queues, and looks once more;
+-- false: the caller looks again by itself within milliseconds and needs none; null: leaves that as it is.
 create or replace function queue_pg.claim(
   worker_id text,
   queues text[],
   kinds text[] default null,
   max_jobs integer default 1,
   lease interval default null,
-  only_org text default null)
+  only_org text default null,
+  arm boolean default null)
 returns table (
   id uuid, org text, queue text, kind text, payload text, metadata text, attempt integer, max_attempts integer,
   lease_token bigint, lease_expires_at timestamptz, lease_seconds double precision, timeout_seconds double precision,
@@ -33,101 +252,55 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := queue_pg.now();
+  v_now timestamptz;
   v_settings queue_pg.settings;
-  v_lane record;
-  v_queue text;
-  v_org text;
-  v_after text := coalesce(current_setting('queue_pg.claim_after', true), '');
-  v_wrapped boolean;
-  v_full boolean := false;
-  v_lane_queues text[] := '{}';
-  v_lane_orgs text[] := '{}';
-  v_lease interval;
   v_wanted integer := least(greatest(coalesce(max_jobs, 1), 0), 10000);
-  v_share integer;
-  v_taken integer;
-  v_pass integer;
+  v_ids uuid[];
+  -- Mostly none has its own: look-ups for each job saved.
+  v_own_leases boolean;
+  v_own_limits boolean;
 begin
   if lease is not null and (lease < '100 milliseconds' or lease > '1 day') then
     perform queue_pg.raise_invalid('lease', 'must be from 100 ms to 1 day');
   end if;
-  select s.* into v_settings from queue_pg.settings s;
-
-  for v_queue in select distinct q from unnest(queues) q where q is not null loop
-    v_org := coalesce(only_org, v_after);
-    v_wrapped := v_after = '';
-    loop
-      -- One index probe finds the next tenant with work in this queue.
-      if only_org is null then
-        select j.org into v_org from queue_pg.jobs j
-        where j.state = 'queued' and j.queue = v_queue and j.org > v_org
-        order by j.org limit 1;
-        if not found then
-          exit when v_wrapped;
-          v_wrapped := true;
-          v_org := '';
-          continue;
-        end if;
-        exit when v_wrapped and v_org > v_after and v_after <> '';
-      end if;
-      if not exists (
-        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now
-      ) then
-        v_lane_queues := v_lane_queues || v_queue;
-        v_lane_orgs := v_lane_orgs || v_org;
-      end if;
-      v_full := cardinality(v_lane_orgs) >= 500;
-      exit when only_org is not null or v_full;
-    end loop;
-  end loop;
-  if only_org is null and (v_full or v_after <> '') then
-    -- More lanes than one claim looks at: the session's next claim goes on where this one stopped.
-    perform set_config('queue_pg.claim_after', case when v_full then v_org else '' end, false);
+  if not arm then
+    perform queue_pg.disarm(queues);
   end if;
-  if cardinality(v_lane_queues) = 0 then
+  v_ids := queue_pg.pick_from_queues(queues, kinds, v_wanted, only_org);
+  if arm and v_ids = '{}' and v_wanted > 0 then
+    perform queue_pg.arm(queues);
+    v_ids := queue_pg.pick_from_queues(queues, kinds, v_wanted, only_org);
+  end if;
+  if v_ids = '{}' then
     return;
   end if;
 
-  for v_pass in 1..2 loop
-    v_share := ceil(v_wanted::numeric / cardinality(v_lane_queues));
-    for v_lane in
-      select l.queue, l.org from unnest(v_lane_queues, v_lane_orgs) as l (queue, org) order by random()
-    loop
-      exit when v_wanted <= 0;
-      v_lease := coalesce(
-        lease, (select q.lease from queue_pg.queues q where q.org = v_lane.org and q.queue = v_lane.queue),
-        v_settings.lease);
-      return query
-      with picked as materialized (
-        select j.id
-        from queue_pg.jobs j
-        where j.state = 'queued' and j.queue = v_lane.queue and j.org = v_lane.org
-          and (kinds is null or j.kind = any (kinds))
-          and (j.expires_at is null or j.expires_at > v_now)
-        order by j.queue, j.org, j.priority desc, j.run_at, j.id
-        limit case when v_pass = 1 then v_share else v_wanted end
-        for update skip locked
-      )
-      update queue_pg.jobs j
-      set state = 'running', attempt = j.attempt + 1, lease_token = j.lease_token + 1, worker_id = claim.worker_id,
-        claimed_at = v_now, lease_expires_at = v_now + v_lease
-      from picked
-      where j.id = picked.id
-      returning
-        j.id, j.org, j.queue, j.kind, j.payload::text, j.metadata::text, j.attempt,
-        coalesce(
-          j.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind), v_settings.max_attempts),
-        j.lease_token, j.lease_expires_at, extract(epoch from v_lease)::double precision,
-        extract(epoch from coalesce(
-          j.timeout, (select k.timeout from queue_pg.kinds k where k.kind = j.kind), v_settings.timeout
-        ))::double precision,
-        j.tags, j.traceparent, j.created_at;
-      get diagnostics v_taken = row_count;
-      v_wanted := v_wanted - v_taken;
-    end loop;
-    exit when v_wanted <= 0 or cardinality(v_lane_queues) = 1;
-  end loop;
+  v_now := queue_pg.now();
+  select s.* into v_settings from queue_pg.settings s;
+  v_own_leases := lease is null and exists (select from queue_pg.queues q where q.lease is not null);
+  v_own_limits := exists (select from queue_pg.kinds k where k.max_attempts is not null or k.timeout is not null);
+  -- An attempt's limits are settled here, so that all who deal with it (heartbeat, reaper, worker) mean the same.
+  return query
+  update queue_pg.jobs j
+  set state = 'running', attempt = j.attempt + 1, lease_token = j.lease_token + 1, worker_id = claim.worker_id,
+    claimed_at = v_now,
+    lease_expires_at = v_now + coalesce(
+      lease,
+      case when v_own_leases then (select q.lease from queue_pg.queues q where q.org = j.org and q.queue = j.queue) end,
+      v_settings.lease),
+    max_attempts = coalesce(
+      j.max_attempts, case when v_own_limits then (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind) end,
+      v_settings.max_attempts),
+    timeout = coalesce(
+      j.timeout, case when v_own_limits then (select k.timeout from queue_pg.kinds k where k.kind = j.kind) end,
+      v_settings.timeout)
+  from unnest(v_ids) as picked (id)
+  where j.id = picked.id
+  returning
+    j.id, j.org::text, j.queue::text, j.kind::text, j.payload::text, j.metadata::text, j.attempt::integer,
+    j.max_attempts::integer, j.lease_token::bigint, j.lease_expires_at,
+    extract(epoch from j.lease_expires_at - v_now)::double precision,
+    extract(epoch from j.timeout)::double precision, j.tags::text[], j.traceparent::text, j.created_at::timestamptz;
 end
 $$;
 

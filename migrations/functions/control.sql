@@ -106,6 +106,7 @@ comment on function queue_pg.pause_queue is 'Stops claims from a queue until a m
 create or replace function queue_pg.resume_queue(queue text, org text default 'default') returns void
 language sql as $$
   update queue_pg.queues q set paused_until = null where q.org = resume_queue.org and q.queue = resume_queue.queue;
+  -- Armed or not: whoever waits has found nothing because of the pause.
   select queue_pg.wake()
 $$;
 

@@ -11,6 +11,24 @@ $$;
 
 comment on function queue_pg.backoff is 'Exponential wait with jitter before the next attempt.';
 
+-- One answer for each id that finish() was given, in its order. A second mention of a job in one batch never counts.
+create or replace function queue_pg.finish_answers(ids uuid[], accepted uuid[], states queue_pg.job_state[])
+returns table (id uuid, accepted boolean, state text)
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  with ended as materialized (
+    select coalesce(jsonb_object(finish_answers.accepted::text[], finish_answers.states::text[]), '{}') as states
+  ),
+  mentioned as (
+    select n.id, n.nr, row_number() over (partition by n.id order by n.nr) = 1 as first
+    from unnest(ids) with ordinality as n (id, nr)
+  )
+  select m.id, m.first and e.states ? m.id::text,
+    case when m.first and e.states ? m.id::text then e.states ->> m.id::text else queue_pg.state_of(m.id) end
+  from mentioned m cross join ended e order by m.nr
+$$;
+
 -- Ends attempts in a batch. Each entry counts only while its (id, lease_token) is the current lease; a stale one
 -- changes nothing and comes back with accepted = false and the state the job has now (null: unknown id).
 --   complete  the result is stored
@@ -57,6 +75,18 @@ begin
     or cardinality(ids) is distinct from cardinality(lease_tokens) then
     perform queue_pg.raise_invalid('outcomes',
       'one of complete, fail, discard, snooze, release, cancel for each id and lease_token');
+  end if;
+
+  if 'complete' = all (outcomes) then
+    -- Nothing to decide: one statement tests the leases and moves the jobs.
+    v_ids := queue_pg.retire(ids, null, results, null, lease_tokens);
+    if cardinality(v_ids) = cardinality(ids) then
+      return query select i, true, 'completed' from unnest(ids) i;
+      return;
+    end if;
+    v_states := array_fill('completed'::queue_pg.job_state, array[cardinality(v_ids)]);
+    return query select a.id, a.accepted, a.state from queue_pg.finish_answers(ids, v_ids, v_states) a;
+    return;
   end if;
 
   select s.* into v_settings from queue_pg.settings s;
@@ -130,7 +160,12 @@ begin
         error = coalesce(u.error, j.error), lease_expires_at = null
       from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
       where j.id = u.id and not u.ended;
-      perform queue_pg.wake();
+      -- One hint for each queue that got a job back, and one for the first that falls due.
+      perform queue_pg.wake(q.queue) from (
+        select distinct j.queue::text
+        from unnest(v_ids, v_states) as u (id, state) join queue_pg.jobs j on j.id = u.id where u.state = 'queued') q;
+      perform queue_pg.wake_due(min(u.run_at)) from unnest(v_states, v_run_at) as u (state, run_at)
+      where u.state = 'scheduled' having count(*) > 0;
     end if;
     if true = any (v_ended) then
       perform queue_pg.retire(
@@ -140,14 +175,7 @@ begin
     end if;
   end if;
 
-  return query
-  select i.id, d.id is not null, coalesce(d.state::text, queue_pg.state_of(i.id))
-  from (
-    select n.id, n.nr, row_number() over (partition by n.id order by n.nr) as mention
-    from unnest(ids) with ordinality as n (id, nr)
-  ) i
-  left join unnest(v_ids, v_states) as d (id, state) on d.id = i.id and i.mention = 1
-  order by i.nr;
+  return query select a.id, a.accepted, a.state from queue_pg.finish_answers(ids, v_ids, v_states) a;
 end
 $$;
 

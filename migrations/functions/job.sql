@@ -25,7 +25,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  v_queued boolean;
+  v_queues text[];
 begin
   -- A row that ended while this waited for its lock is simply not updated; the select below finds it finished.
   with marked as (
@@ -34,13 +34,11 @@ begin
       select l.id from queue_pg.jobs l where l.id = any (watch.ids) and not l.watched order by l.id for no key update
     ) as locked
     where j.id = locked.id
-    returning j.state
+    returning j.state, j.queue
   )
-  select bool_or(m.state = 'queued') into v_queued from marked m;
-  if v_queued then
-    -- A claim that came while the row was locked has skipped it, and its worker would not look again before its poll.
-    perform queue_pg.wake();
-  end if;
+  select array_agg(distinct m.queue::text) filter (where m.state = 'queued') into v_queues from marked m;
+  -- A claim that came while the row was locked has skipped it, and its worker would not look again before its poll.
+  perform pg_notify('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
   return query select a.id, a.state from queue_pg.all_jobs a where a.id = any (watch.ids);
 end
 $$;

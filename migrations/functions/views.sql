@@ -1,4 +1,4 @@
--- For people with psql: select * from queue_pg.overview;
+-- For people with psql, as in: select * from queue_pg.overview;
 
 create or replace view queue_pg.overview as
 select

@@ -1,64 +1,138 @@
 -- Waking idle workers. NOTIFY is a hint and the rows are the truth: every listener polls as well.
+--
+-- Interrupt when idle, poll when busy, like a network card under load. A NOTIFY takes a lock at commit that the whole
+-- instance shares, so an application must not pay it for workers that are awake anyway. A worker that finds nothing for
+-- a while arms its queues; an INSERT notifies only while its queue is armed; a worker with traffic disarms and looks by
+-- itself every few milliseconds. What is armed are bits of the sequence queue_pg.armed: 0 is maintenance, 1 to 62 are
+-- queues by the hash of their name. Two queues with one bit cost each other a hint too many, no more.
+--
+-- A hint can be missing: a transaction that inserted before the queue was armed and commits after the worker has looked
+-- sends none. So whoever arms looks once more soon after, and at its poll interval for ever.
 
--- Tells idle workers that something may be claimable or fall due sooner; delivered at commit, once per transaction.
-create or replace function queue_pg.wake() returns void
+create or replace function queue_pg.armed_bit(queue text) returns bigint
+language sql immutable strict parallel safe
+return 1::bigint << (1 + (hashtext(queue) & 2147483647) % 62);
+
+comment on function queue_pg.armed_bit(text) is 'The bit of queue_pg.armed for a queue.';
+
+-- Sets and clears bits. A lost race between two who change different bits costs one of them a hint until its next look;
+-- the lock makes that rare, and is only tried, because it lasts as long as a caller's transaction.
+create or replace function queue_pg.change_armed(to_set bigint, to_clear bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_armed bigint := pg_sequence_last_value('queue_pg.armed');
+begin
+  if (v_armed | to_set) & ~to_clear = v_armed or not pg_try_advisory_xact_lock(7310579610401947747) then
+    return;
+  end if;
+  perform setval('queue_pg.armed', (pg_sequence_last_value('queue_pg.armed') | to_set) & ~to_clear);
+end
+$$;
+
+-- Asks for a NOTIFY queue_pg_wake with the queue's name from the next INSERT. A no-op when settings.notify is off.
+create or replace function queue_pg.arm(queues text[]) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  select queue_pg.change_armed((select bit_or(queue_pg.armed_bit(q)) from unnest(queues) q), 0)
+  from queue_pg.settings s where s.notify and cardinality(queues) > 0
+$$;
+
+comment on function queue_pg.arm(text[]) is 'Asks for a NOTIFY from the next INSERT into these queues.';
+
+create or replace function queue_pg.disarm(queues text[]) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  select queue_pg.change_armed(0, (select bit_or(queue_pg.armed_bit(q)) from unnest(queues) q))
+  where cardinality(queues) > 0
+$$;
+
+comment on function queue_pg.disarm(text[]) is 'Takes queue_pg.arm() back: the caller looks by itself every few milliseconds.';
+
+-- The same for maintenance: a NOTIFY queue_pg_due from the next job that is scheduled to start within two seconds.
+create or replace function queue_pg.arm_due() returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$ select queue_pg.change_armed(1, 0) from queue_pg.settings s where s.notify $$;
+
+create or replace function queue_pg.disarm_due() returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$ select queue_pg.change_armed(0, 1) $$;
+
+comment on function queue_pg.arm_due() is 'Asks for a NOTIFY queue_pg_due from the next job scheduled for the next two seconds.';
+comment on function queue_pg.disarm_due() is 'Takes queue_pg.arm_due() back.';
+
+-- Clears the bits of queues that nobody live waits for, left behind by workers that died: their inserts would notify
+-- nobody for ever. `kept` are the queues that somebody does serve.
+create or replace function queue_pg.tidy_armed(kept text[]) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  select queue_pg.change_armed(0, ~(1 | coalesce((select bit_or(queue_pg.armed_bit(q)) from unnest(kept) q), 0)))
+$$;
+
+comment on function queue_pg.tidy_armed(text[]) is 'Disarms all queues but these.';
+
+-- Tells those who wait for this queue ('': for any) that something may be claimable; delivered at commit, once.
+create or replace function queue_pg.wake(queue text default '') returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if (select s.notify from queue_pg.settings s) then
-    perform pg_notify('queue_pg_wake', '');
+  if (wake.queue = '' and (select s.notify from queue_pg.settings s))
+    or (wake.queue <> '' and pg_sequence_last_value('queue_pg.armed') & queue_pg.armed_bit(wake.queue) <> 0) then
+    perform pg_notify('queue_pg_wake', wake.queue);
   end if;
 end
 $$;
 
-comment on function queue_pg.wake() is 'Wakes idle workers at commit; a no-op when settings.notify is off.';
+comment on function queue_pg.wake(text) is 'Wakes the idle workers of a queue at commit, or of all; a no-op when none is armed.';
 
--- Per statement, not per row: a bulk INSERT or COPY of a million jobs sends one hint.
-create or replace function queue_pg.jobs_wake() returns trigger
+create or replace function queue_pg.wake_due(run_at timestamptz) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform queue_pg.wake();
-  return null;
+  if pg_sequence_last_value('queue_pg.armed') & 1 <> 0 and run_at < queue_pg.now() + interval '2 seconds' then
+    perform pg_notify('queue_pg_due', '');
+  end if;
 end
 $$;
 
-create or replace trigger jobs_wake after insert on queue_pg.jobs
-  for each statement execute function queue_pg.jobs_wake();
+comment on function queue_pg.wake_due(timestamptz) is 'Wakes maintenance at commit when this moment comes before its next look.';
 
--- What only the functions may set. A row with a state, a count or a fence of its own making could stop maintenance for
--- all (numbers at the end of their range) or hold a lease that nobody has. WHEN keeps it off an ordinary INSERT;
--- retry() carries token and event number over from a job's former life.
-create or replace function queue_pg.jobs_admit() returns trigger
+-- What an INSERT needs beyond the row. WHEN keeps it off ordinary rows, at the price of a few comparisons: a job that
+-- starts later than it is made, a queue that is armed, a lease of the row's own making, which nobody would hold, or
+-- counters near the end of their range, which would stop the statements that add to them for all jobs.
+-- No SET of search_path here: it would cost more than all the rest, and every name has its schema.
+create or replace function queue_pg.jobs_arrive() returns trigger
 language plpgsql
-set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform queue_pg.raise_invalid(
-    'state', 'state, attempt, lease_token, lease_losses, last_event_seq and lease_expires_at are set by queue_pg alone');
-  return null;
-end
-$$;
-
-create or replace trigger jobs_admit before insert on queue_pg.jobs
-  for each row when (
-    new.state = 'running' or new.attempt <> 0 or new.lease_losses <> 0 or new.lease_token not between 0 and 1000000000000
-    or new.last_event_seq not between 0 and 1000000000)
-  execute function queue_pg.jobs_admit();
-
--- Runs only for rows that ask to start later (see WHEN), so an ordinary INSERT pays one comparison.
-create or replace function queue_pg.jobs_schedule() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  new.state := 'scheduled';
+  if new.lease_expires_at is not null or new.attempt + new.lease_losses + new.last_event_seq + new.lease_token > 500000000 then
+    perform queue_pg.raise_invalid(
+      'state', 'state, attempt, lease_token, lease_losses, last_event_seq and lease_expires_at are set by queue_pg alone');
+  end if;
+  if new.state = 'queued' then
+    if new.run_at > queue_pg.now() then
+      new.state := 'scheduled';
+    elsif pg_catalog.pg_sequence_last_value('queue_pg.armed') & queue_pg.armed_bit(new.queue) <> 0 then
+      perform pg_catalog.pg_notify('queue_pg_wake', new.queue);
+    end if;
+  end if;
+  if new.state = 'scheduled' then
+    perform queue_pg.wake_due(new.run_at);
+  end if;
   return new;
 end
 $$;
 
-create or replace trigger jobs_schedule before insert on queue_pg.jobs
-  for each row when (new.state = 'queued' and new.run_at > queue_pg.now())
-  execute function queue_pg.jobs_schedule();
+create or replace trigger jobs_arrive before insert on queue_pg.jobs
+  for each row when (
+    new.run_at > new.created_at or pg_sequence_last_value('queue_pg.armed') > 1 or new.lease_expires_at is not null
+    or new.attempt + new.lease_losses + new.last_event_seq + new.lease_token > 500000000)
+  execute function queue_pg.jobs_arrive();

@@ -39,7 +39,8 @@ async def test_what_only_the_functions_set_cannot_be_inserted(conn: Connection, 
     values = ", ".join(f"%({name})s" for name in columns)
     with pytest.raises(psycopg.Error) as refused:
         await conn.execute(f"insert into queue_pg.jobs (kind, {names}) values ('k', {values})", columns)
-    assert refused.value.sqlstate == "QP005"
+    # By the function that looks at such rows, or by the domain of the column.
+    assert refused.value.sqlstate in ("QP005", "23514")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ async def test_what_stops_the_reaper_does_not_stop_promotion_and_expiry(conn: Co
     await conn.execute("select queue_pg.claim('w', '{default}')")
     await conn.execute("select queue_pg.submit('k', delay => '1 s')")
     await conn.execute("select queue_pg.submit('k', expires_at => queue_pg.now() + '1 s')")
-    await conn.execute("update queue_pg.jobs set lease_losses = 2147483647 where state = 'running'")
+    await conn.execute("update queue_pg.jobs set lease_losses = 1000000000 where state = 'running'")
     clock.advance(31)
     warnings: list[str] = []
     conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))

@@ -127,8 +127,8 @@ async def test_watching_a_queued_job_wakes_the_worker_that_had_to_skip_it(conn: 
     ):
         await worker.execute("listen queue_pg_wake")
         await waiter.execute("select queue_pg.watch(array[%s::uuid])", row)
-        claim = "select count(*) from queue_pg.claim('w', '{default}')"
+        claim = "select count(*) from queue_pg.claim('w', '{default}', arm => true)"
         assert await (await worker.execute(claim)).fetchone() == (0,)
         await waiter.commit()
-        assert [n.payload async for n in worker.notifies(timeout=20, stop_after=1)] == [""]
+        assert [n.payload async for n in worker.notifies(timeout=20, stop_after=1)] == ["default"]
         assert await (await worker.execute(claim)).fetchone() == (1,)

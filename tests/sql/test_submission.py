@@ -52,13 +52,14 @@ async def test_rolled_back_means_never_existed(conn: Connection, dsn: str) -> No
 async def test_copy_is_a_submission_and_wakes_once_at_commit(conn: Connection, dsn: str) -> None:
     async with await Connection.connect(dsn, autocommit=True) as listener:
         await listener.execute("listen queue_pg_wake")
+        await conn.execute("select queue_pg.arm('{default}')")
         async with conn.cursor() as cursor, cursor.copy("copy queue_pg.jobs (kind, payload) from stdin") as copy:
             for n in range(500):
                 await copy.write_row(("k", json.dumps({"n": n})))
         # Whatever was sent for the COPY is delivered before this.
         await conn.execute("notify queue_pg_wake, 'end'")
         heard = [n.payload async for n in listener.notifies(timeout=20, stop_after=2)]
-    assert heard == ["", "end"]
+    assert heard == ["default", "end"]
     assert await one(conn, "select count(*) from queue_pg.claim('w', '{default}', max_jobs => 1000)") == 500
 
 
@@ -66,6 +67,7 @@ async def test_no_hint_is_sent_when_notify_is_off(conn: Connection, dsn: str) ->
     await conn.execute("select queue_pg.configure(notify => false)")
     async with await Connection.connect(dsn, autocommit=True) as listener:
         await listener.execute("listen queue_pg_wake")
+        await conn.execute("select queue_pg.arm('{default}')")
         await conn.execute("insert into queue_pg.jobs (kind) values ('k')")
         await conn.execute("notify queue_pg_wake, 'end'")
         assert [n.payload async for n in listener.notifies(timeout=20, stop_after=1)] == ["end"]

@@ -14,6 +14,7 @@ from typing import Final
 from uuid import UUID
 
 from queue_pg.submission import CheckedJob, Terms
+from queue_pg.uuid7 import uuid7_halves
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -24,8 +25,6 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _TEXT_TYPE: Final = 25
 _JSONB_VERSION: Final = 1
 _NULL: Final = b"\xff\xff\xff\xff"
-_RANDOM_BITS: Final = 2**62 - 1
-_VARIANT: Final = 2**63
 # How many columns; the id's length and two halves; the payload's length and version.
 _head: Final = Struct("!HIQQIB").pack
 
@@ -49,9 +48,7 @@ class CopyRows:
         at = self._next_id_at
         for (terms, payload), random in zip(jobs, unpack(f"!{len(jobs)}Q", os.urandom(8 * len(jobs))), strict=True):
             at += 1
-            milliseconds, microseconds = divmod(at, 1000)
-            high = milliseconds << 16 | 0x7000 | microseconds * 4096 // 1000
-            low = _VARIANT | random & _RANDOM_BITS
+            high, low = uuid7_halves(at, random)
             if terms is not self._tail_of:
                 self._tail_of, self._tail = terms, self._make_tail(terms)
             ids.append(UUID(int=high << 64 | low))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from queue_pg.gathering import StoredJob
 from queue_pg.models import ClaimedJob, Job, JobState, QueueStats, WorkerInfo
 from queue_pg.payloads import Unreadable, error_object
+from queue_pg.submission import CheckedJob
 from queue_pg_api.answers import CerebroStatus
 from queue_pg_api.schemas import ErrorDetails
 
@@ -63,6 +65,45 @@ def job_summary(job: Job) -> dict[str, Any]:
 def job_json(job: Job) -> dict[str, Any]:
     """Render a whole job."""
     return {**job_summary(job), "payload": json_or_mark(job.payload), "result": json_or_mark(job.result)}
+
+
+def new_job_json(job: CheckedJob, stored: StoredJob) -> str:
+    """Render a job that was stored just now as job_json would, without reading it back."""
+    terms, payload = job
+    created_at = stored.created_at
+    run_at = terms.run_at or created_at
+    if terms.delay_seconds is not None:
+        run_at = created_at + timedelta(seconds=terms.delay_seconds)
+    timeout = stored.timeout if terms.timeout_seconds is None else timedelta(seconds=terms.timeout_seconds)
+    rest = json.dumps(
+        {
+            "id": str(stored.id),
+            "kind": terms.kind,
+            "queue": terms.queue,
+            "org": terms.org,
+            "state": "scheduled" if run_at > created_at else "queued",
+            "priority": terms.priority,
+            "error": None,
+            "attempt": 0,
+            "max_attempts": stored.max_attempts if terms.max_attempts is None else terms.max_attempts,
+            "created_at": timestamp(created_at),
+            "run_at": timestamp(run_at),
+            "started_at": None,
+            "finished_at": None,
+            "expires_at": timestamp(terms.expires_at),
+            "timeout_seconds": timeout.total_seconds(),
+            "unique_key": None,
+            "tags": terms.tags,
+            "worker_id": None,
+            "parent_id": None,
+            "batch_id": None,
+            "traceparent": terms.traceparent,
+            "lease_expires_at": None,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+    return f'{rest[:-1]},"metadata":{terms.metadata},"payload":{payload.decode()},"result":null}}'
 
 
 def claimed_json(job: ClaimedJob) -> str:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Self
 
 from queue_pg import schema, store
 from queue_pg.client import Pool, Queue
 from queue_pg.connections import make_async_pool
 from queue_pg.errors import ConfigError, DatabaseUnavailable, QueuePgError
+from queue_pg.gathering import Gathering
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import ClaimedJob, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json, error_object
@@ -55,6 +57,7 @@ class Service:
             max_payload_bytes=settings.max_payload_bytes,
         )
         self.check = JobChecker(org=self.queue.org or self.org, max_payload_bytes=self.queue.max_payload_bytes)
+        self.gathering = Gathering(partial(self.queue.connection, unsafe_to_repeat=True))
         if queue is None:
             # One listening connection serves claims and waits for results; the library alone listens for the latter.
             self.queue.wakeups = Wakeups(self.queue.dsn, (WAKE, RESULT), enabled=settings.notify)
@@ -85,6 +88,7 @@ class Service:
         self.stop()
         await self._end_tasks()
         await self.claims.close()
+        await self.gathering.close()
         if self._owns_wakeups:
             await asyncio.to_thread(self._wakeups.close)
         if self._pool is not None:

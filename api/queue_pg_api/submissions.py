@@ -6,10 +6,12 @@ from typing import Any
 from uuid import UUID
 
 from starlette.requests import Request
+from starlette.responses import Response
 
-from queue_pg.models import Job, NewJob
+from queue_pg.models import NewJob
 from queue_pg_api.endpoints import Call
-from queue_pg_api.errors import invalid
+from queue_pg_api.errors import invalid, json_response, raw_json_response
+from queue_pg_api.rendering import job_json, new_job_json
 from queue_pg_api.schemas import SubmitBody
 
 MAX_KEY_LENGTH = 255
@@ -43,11 +45,19 @@ def to_new_job(call: Call[Any, Any], body: SubmitBody, key: str | None) -> NewJo
     return body.to_new_job(unique_key=key, traceparent=traceparent(call.request))
 
 
-async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None) -> tuple[Job, bool]:
-    """Store a job; return it and whether it is new."""
+async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None) -> Response:
+    """Store a job and answer with it."""
     new = to_new_job(call, body, key)
     await call.service.kinds.check([(new.kind, new.queue)])
-    return await call.queue.submit_new(new)
+    if new.unique_key is None:
+        checked = call.service.check(new)
+        stored = await call.service.gathering.submit(checked)
+        return raw_json_response(new_job_json(checked, stored), 201, headers={"location": location(call, stored.id)})
+    job, created = await call.queue.submit_new(new)
+    headers = {"location": location(call, job.id)}
+    if not created:
+        headers["idempotency-replayed"] = "true"
+    return json_response(job_json(job), 201 if created else 200, headers=headers)
 
 
 def location(call: Call[Any, Any], job_id: UUID) -> str:

@@ -17,7 +17,7 @@ from queue_pg_api.longpoll import first_of, watching
 from queue_pg_api.rendering import job_json, job_summary
 from queue_pg_api.routes.bulk import submit_array, submit_lines
 from queue_pg_api.schemas import CancelBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
-from queue_pg_api.submissions import idempotency_key, location, submit_one
+from queue_pg_api.submissions import idempotency_key, submit_one
 
 endpoints = Endpoints("Jobs")
 
@@ -53,12 +53,7 @@ async def submit_jobs(call: Call[NoQuery, NoBody]) -> Response:
     value = parse_body(await read_body(call.request))
     if isinstance(value, list):
         return await submit_array(call, cast("list[object]", value), key)
-    body = check_model(SubmitBody, value)
-    job, created = await submit_one(call, body, key)
-    headers = {"location": location(call, job.id)}
-    if not created:
-        headers["idempotency-replayed"] = "true"
-    return json_response(job_json(job), 201 if created else 200, headers=headers)
+    return await submit_one(call, check_model(SubmitBody, value), key)
 
 
 @endpoints.get("/jobs", answers={200: JobPage}, refuses=(422, 503))

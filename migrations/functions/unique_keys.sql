@@ -74,6 +74,6 @@ begin
 end
 $$;
 
--- AFTER, so that a row that ON CONFLICT DO NOTHING leaves out takes no key.
+-- AFTER, unlike jobs_arrive, so that a row that ON CONFLICT DO NOTHING leaves out takes no key.
 create or replace trigger jobs_unique_key after insert on queue_pg.jobs
   for each row when (new.unique_key is not null) execute function queue_pg.jobs_unique_key();

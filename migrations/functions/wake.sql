@@ -15,6 +15,12 @@ return 1::bigint << (1 + (hashtext(queue) & 2147483647) % 62);
 
 comment on function queue_pg.armed_bit(text) is 'The bit of queue_pg.armed for a queue.';
 
+create or replace function queue_pg.is_armed(queue text) returns boolean
+language sql volatile parallel safe
+return pg_sequence_last_value('queue_pg.armed') & queue_pg.armed_bit(queue) <> 0;
+
+comment on function queue_pg.is_armed(text) is 'Whether an INSERT into this queue notifies.';
+
 -- Sets and clears bits. A lost race between two who change different bits costs one of them a hint until its next look;
 -- the lock makes that rare, and is only tried, because it lasts as long as a caller's transaction.
 create or replace function queue_pg.change_armed(to_set bigint, to_clear bigint) returns void
@@ -84,7 +90,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if (wake.queue = '' and (select s.notify from queue_pg.settings s))
-    or (wake.queue <> '' and pg_sequence_last_value('queue_pg.armed') & queue_pg.armed_bit(wake.queue) <> 0) then
+    or (wake.queue <> '' and queue_pg.is_armed(wake.queue)) then
     perform pg_notify('queue_pg_wake', wake.queue);
   end if;
 end
@@ -108,23 +114,41 @@ comment on function queue_pg.wake_due(timestamptz) is 'Wakes maintenance at comm
 -- What an INSERT needs beyond the row. WHEN keeps it off ordinary rows, at the price of a few comparisons: a job that
 -- starts later than it is made, a queue that is armed, a lease of the row's own making, which nobody would hold, or
 -- counters near the end of their range, which would stop the statements that add to them for all jobs.
--- No SET of search_path here: it would cost more than all the rest, and every name has its schema.
+-- No SET of search_path here: it would cost more than all the rest. Instead every name has its schema, and what would
+-- need an operator is in functions whose bodies were bound when they were made.
+create or replace function queue_pg.starts_later(state queue_pg.job_state, run_at timestamptz) returns boolean
+language sql volatile parallel safe
+return state = 'queued' and run_at > queue_pg.now();
+
+create or replace function queue_pg.hints(state queue_pg.job_state, queue text) returns boolean
+language sql volatile parallel safe
+return state = 'queued' and queue_pg.is_armed(queue);
+
+create or replace function queue_pg.is_scheduled(state queue_pg.job_state) returns boolean
+language sql immutable parallel safe
+return state = 'scheduled';
+
+-- A state, a count or a fence of the row's own making. retry() carries token and event number over.
+create or replace function queue_pg.is_made_up(
+  lease_expires_at timestamptz, attempt integer, lease_losses integer, last_event_seq integer, lease_token bigint)
+returns boolean
+language sql immutable parallel safe
+return lease_expires_at is not null or attempt + lease_losses + last_event_seq + lease_token > 500000000;
+
 create or replace function queue_pg.jobs_arrive() returns trigger
 language plpgsql
 as $$
 begin
-  if new.lease_expires_at is not null or new.attempt + new.lease_losses + new.last_event_seq + new.lease_token > 500000000 then
+  if queue_pg.is_made_up(new.lease_expires_at, new.attempt, new.lease_losses, new.last_event_seq, new.lease_token) then
     perform queue_pg.raise_invalid(
       'state', 'state, attempt, lease_token, lease_losses, last_event_seq and lease_expires_at are set by queue_pg alone');
   end if;
-  if new.state = 'queued' then
-    if new.run_at > queue_pg.now() then
-      new.state := 'scheduled';
-    elsif pg_catalog.pg_sequence_last_value('queue_pg.armed') & queue_pg.armed_bit(new.queue) <> 0 then
-      perform pg_catalog.pg_notify('queue_pg_wake', new.queue);
-    end if;
+  if queue_pg.starts_later(new.state, new.run_at) then
+    new.state := 'scheduled';
+  elsif queue_pg.hints(new.state, new.queue) then
+    perform pg_catalog.pg_notify('queue_pg_wake', new.queue);
   end if;
-  if new.state = 'scheduled' then
+  if queue_pg.is_scheduled(new.state) then
     perform queue_pg.wake_due(new.run_at);
   end if;
   return new;

@@ -1,11 +1,18 @@
-"""What has to happen by itself: reaping, promotion, deadlines, partitions. Any number of processes may run the loop."""
+"""What has to happen by itself: reaping, promotion, deadlines, partitions.
+
+Any number of processes may run the loop. One of them at a time leads and works; the others look now and then whether it
+still does (functions/leader.sql), so a fleet asks the database hardly more than one process does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import random
+import secrets
+import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,25 +24,28 @@ from psycopg_pool import AsyncConnectionPool
 from queue_pg import store
 from queue_pg.connections import connect_async
 from queue_pg.errors import DatabaseUnavailable, QueuePgError
-from queue_pg.models import InstanceDefaults, MaintenanceStep
+from queue_pg.horizon import HorizonWatch
+from queue_pg.models import InstanceDefaults, MaintenanceRound
+from queue_pg.pace import BATCH, MAX_SLEEP_SECONDS, Pace
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
-from queue_pg.wakeup import WAKE, Wakeups
+from queue_pg.wakeup import Wakeups
 
-MAX_SLEEP_SECONDS: Final = 1.0
-HISTORY_SECONDS: Final = 60.0
-BATCH: Final = 1_000
+DUE: Final = "queue_pg_due"
+HORIZON_SECONDS: Final = 10.0
+_HISTORY_AFTER_FAULT_SECONDS: Final = 60.0
 _BACKOFF_SECONDS: Final = (0.2, 10.0)
-_MIN_SLEEP_SECONDS: Final = 0.01
+_RESIGN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class MaintenanceLoop:
-    """Calls `queue_pg.maintain` when the next thing falls due and `queue_pg.maintain_history` every minute.
+    """Leads maintenance while no other process does: calls `queue_pg.maintain` when the next thing falls due,
+    `queue_pg.maintain_history` as often as that wants, and warns of who keeps dead rows in place.
 
-    It sleeps at most 1 s; `wakeups` (started by its owner) tells that a new job may fall due earlier.
-    `defaults` are written to the database in the first step.
+    It sleeps at most about 1 s; `wakeups` (started by its owner) tells that a new job falls due earlier.
+    `defaults` are written to the database in the first step, leading or not.
     """
 
     def __init__(
@@ -48,9 +58,14 @@ class MaintenanceLoop:
         self._source = pool_or_dsn
         self._defaults = None if defaults == InstanceDefaults() else defaults
         self._wakeups = wakeups
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._pace = Pace()
+        self._horizon = HorizonWatch()
         self._history_at = 0.0
+        self._horizon_at = 0.0
         self._failing = False
         self._own: AsyncConnection[Any] | None = None
+        self.leads = False
         self.steps = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -58,14 +73,14 @@ class MaintenanceLoop:
         woken = asyncio.Event()
         loop = asyncio.get_running_loop()
         subscription = None
-        if self._wakeups is not None:
-            subscription = self._wakeups.subscribe(WAKE, callback=lambda: _set_soon(loop, woken))
+        if self._wakeups is not None and DUE in self._wakeups.channels:
+            subscription = self._wakeups.subscribe(DUE, callback=lambda: _set_soon(loop, woken))
         backoff = _BACKOFF_SECONDS[0]
         try:
             while not stop.is_set():
                 woken.clear()
                 try:
-                    pause = self._pause(await self.step())
+                    await self.step()
                 except Exception as error:
                     self._note_failure(error)
                     await self._drop_connection()
@@ -75,52 +90,71 @@ class MaintenanceLoop:
                 else:
                     self._note_recovery()
                     backoff = _BACKOFF_SECONDS[0]
-                    await _first_of(stop, woken, timeout_seconds=pause)
+                    await self._sleep(stop, woken)
         finally:
             if subscription is not None:
                 subscription.close()
+            await self._resign()
             await self._drop_connection()
 
-    async def step(self) -> MaintenanceStep:
-        """Take one step now, history included when its minute is over."""
+    async def step(self) -> MaintenanceRound:
+        """Take one step now if no other process leads, history and horizon included when it is time for them."""
         async with self._connection() as conn:
             if self._defaults is not None:
                 # Before history: its partitions depend on the retention.
                 await store.configure(conn, self._defaults)
                 self._defaults = None
-            if time.monotonic() >= self._history_at:
-                await self._history(conn)
-            step = await store.maintain(conn, max_jobs=BATCH)
+            found = await store.lead_maintenance(
+                conn,
+                self._name,
+                max_jobs=BATCH,
+                arm=self._wakeups is not None and self._wakeups.listening and DUE in self._wakeups.channels,
+                since=self._pace.begin(time.monotonic()),
+                within_seconds=MAX_SLEEP_SECONDS,
+            )
+            self._pace.end(found, time.monotonic())
+            self.leads = found.step is not None
+            if self.leads and time.monotonic() >= self._history_at:
+                await self._keep_history(conn)
+            if self.leads and time.monotonic() >= self._horizon_at:
+                self._horizon_at = time.monotonic() + HORIZON_SECONDS
+                self._horizon.look(await store.horizon(conn), time.monotonic())
         self.steps += 1
-        if step.reaped:
-            _log.warning("Took %d jobs back from workers whose leases had expired.", step.reaped)
-        return step
+        if found.step is not None and found.step.reaped:
+            _log.warning("Took %d jobs back from workers whose leases had expired.", found.step.reaped)
+        return found
 
-    async def _history(self, conn: AsyncConnection[Any]) -> None:
-        self._history_at = time.monotonic() + HISTORY_SECONDS
+    async def _keep_history(self, conn: AsyncConnection[Any]) -> None:
+        self._history_at = time.monotonic() + _HISTORY_AFTER_FAULT_SECONDS
         try:
             with translated():
-                created, dropped = await store.maintain_history(conn)
+                done = await store.maintain_history(conn)
         except DatabaseUnavailable:
             raise
         except QueuePgError as error:
             # Leases and due jobs must not wait for what is wrong with a partition.
             _log.warning("History is not maintained: %s", error)
         else:
-            if dropped:
-                _log.info("Dropped %d partition of history, made %d.", dropped, created)
-                self._history_at = 0.0  # one is dropped a call: there may be more
+            self._history_at = time.monotonic() + done.again_seconds
+            if done.dropped:
+                _log.info("Dropped %d partition of history, made %d.", done.dropped, done.created)
 
-    def _pause(self, step: MaintenanceStep) -> float:
-        if BATCH in (step.reaped, step.promoted, step.expired):
-            return 0.0  # a full batch: there is more
-        # Never longer, even when nothing is known to fall due: no hint tells of a short lease that was just taken.
-        pause = MAX_SLEEP_SECONDS if step.next_due_seconds is None else min(step.next_due_seconds, MAX_SLEEP_SECONDS)
-        if step.busy:
-            # Another process is at it; what is due now is in its hands.
-            pause = max(pause, MAX_SLEEP_SECONDS / 4)
-        # Several processes must not wake at the same moment for the same row.
-        return max(pause, _MIN_SLEEP_SECONDS) * random.uniform(1.0, 1.1)
+    async def _sleep(self, stop: asyncio.Event, woken: asyncio.Event) -> None:
+        rest, pause = self._pace.rest_seconds, self._pace.pause_seconds
+        if self.leads:
+            pause = max(rest, min(pause, self._history_at - time.monotonic()))
+        await _first_of(stop, timeout_seconds=rest)
+        if pause > rest:
+            await _first_of(stop, woken, timeout_seconds=pause - rest)
+
+    async def _resign(self) -> None:
+        """Let the next process lead at once. One that cannot say so is replaced a moment later."""
+        if not self.leads:
+            return
+        self.leads = False
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_RESIGN_SECONDS), self._connection() as conn:
+                await store.resign_maintenance(conn, self._name)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Any]]:

@@ -264,3 +264,47 @@ class MaintenanceStep:
     expired: int
     busy: bool
     next_due_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceRound:
+    """The answer of `queue_pg.lead_maintenance`: a step of the leader, or, to the others, when to look again.
+
+    `at` is the database's time, `took_seconds` what the call took there.
+    """
+
+    step: MaintenanceStep | None
+    at: datetime
+    took_seconds: float
+    next_look_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryRound:
+    """What one call of `queue_pg.maintain_history` did, and when it wants the next one."""
+
+    created: int
+    dropped: int
+    again_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """Who keeps dead rows from being removed, as `queue_pg.horizon` tells (docs/operations.md).
+
+    `kind` is session, prepared, slot or standby. A holder that is not `visible` to this role has no state, age in
+    seconds and query; a slot never has. `jobs_bytes` is the size of the live table with its indexes.
+    """
+
+    kind: str
+    pid: int | None
+    name: str | None
+    username: str | None
+    database: str | None
+    state: str | None
+    visible: bool
+    age_seconds: float | None
+    age_transactions: int
+    query: str | None
+    dead_rows: int
+    jobs_bytes: int

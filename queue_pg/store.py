@@ -19,9 +19,12 @@ from queue_pg import callers, rows
 from queue_pg.models import (
     ClaimedJob,
     Finished,
+    HistoryRound,
+    Horizon,
     InstanceDefaults,
     Job,
     KindInfo,
+    MaintenanceRound,
     MaintenanceStep,
     Outcome,
     QueueStats,
@@ -300,7 +303,38 @@ async def maintain(conn: AsyncConnection[Any], *, max_jobs: int = 1000) -> Maint
     return MaintenanceStep(**(await _all(conn, "maintain", {"max_jobs": max_jobs}))[0])
 
 
-async def maintain_history(conn: AsyncConnection[Any]) -> tuple[int, int]:
-    """Create partitions ahead and drop forgotten ones; return how many of each."""
-    [row] = await _all(conn, "maintain_history", {})
-    return row["created"], row["dropped"]
+async def lead_maintenance(
+    conn: AsyncConnection[Any],
+    leader: str,
+    *,
+    max_jobs: int,
+    arm: bool,
+    since: datetime | None,
+    within_seconds: float,
+) -> MaintenanceRound:
+    """Take or keep the lead and take one step, or learn when to look again; see functions/leader.sql."""
+    params = {
+        "leader": leader,
+        "max_jobs": max_jobs,
+        "arm": arm,
+        "since": since,
+        "within_seconds": within_seconds,
+    }
+    [row] = await _all(conn, "lead_maintenance", params)
+    about = {name: row.pop(name) for name in ("at", "took_seconds", "next_look_seconds")}
+    return MaintenanceRound(step=MaintenanceStep(**row) if row.pop("leads") else None, **about)
+
+
+async def resign_maintenance(conn: AsyncConnection[Any], leader: str) -> None:
+    await _run(conn, "resign_maintenance", {"leader": leader})
+
+
+async def maintain_history(conn: AsyncConnection[Any]) -> HistoryRound:
+    """Create partitions ahead and drop a forgotten one."""
+    return HistoryRound(**(await _all(conn, "maintain_history", {}))[0])
+
+
+async def horizon(conn: AsyncConnection[Any]) -> Horizon | None:
+    """Return who has kept dead rows from being removed for some seconds; None: nobody."""
+    found = await _all(conn, "horizon", {})
+    return Horizon(**found[0]) if found else None

@@ -22,9 +22,12 @@ from queue_pg import callers, rows
 from queue_pg.models import (
     ClaimedJob,
     Finished,
+    HistoryRound,
+    Horizon,
     InstanceDefaults,
     Job,
     KindInfo,
+    MaintenanceRound,
     MaintenanceStep,
     Outcome,
     QueueStats,
@@ -303,7 +306,38 @@ def maintain(conn: Connection[Any], *, max_jobs: int = 1000) -> MaintenanceStep:
     return MaintenanceStep(**(_all(conn, "maintain", {"max_jobs": max_jobs}))[0])
 
 
-def maintain_history(conn: Connection[Any]) -> tuple[int, int]:
-    """Create partitions ahead and drop forgotten ones; return how many of each."""
-    [row] = _all(conn, "maintain_history", {})
-    return row["created"], row["dropped"]
+def lead_maintenance(
+    conn: Connection[Any],
+    leader: str,
+    *,
+    max_jobs: int,
+    arm: bool,
+    since: datetime | None,
+    within_seconds: float,
+) -> MaintenanceRound:
+    """Take or keep the lead and take one step, or learn when to look again; see functions/leader.sql."""
+    params = {
+        "leader": leader,
+        "max_jobs": max_jobs,
+        "arm": arm,
+        "since": since,
+        "within_seconds": within_seconds,
+    }
+    [row] = _all(conn, "lead_maintenance", params)
+    about = {name: row.pop(name) for name in ("at", "took_seconds", "next_look_seconds")}
+    return MaintenanceRound(step=MaintenanceStep(**row) if row.pop("leads") else None, **about)
+
+
+def resign_maintenance(conn: Connection[Any], leader: str) -> None:
+    _run(conn, "resign_maintenance", {"leader": leader})
+
+
+def maintain_history(conn: Connection[Any]) -> HistoryRound:
+    """Create partitions ahead and drop a forgotten one."""
+    return HistoryRound(**(_all(conn, "maintain_history", {}))[0])
+
+
+def horizon(conn: Connection[Any]) -> Horizon | None:
+    """Return who has kept dead rows from being removed for some seconds; None: nobody."""
+    found = _all(conn, "horizon", {})
+    return Horizon(**found[0]) if found else None

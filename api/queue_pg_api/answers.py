@@ -149,6 +149,23 @@ class WorkersAnswer(Answer):
     workers: list[WorkerAnswer]
 
 
+class HorizonAnswer(Answer):
+    """Who keeps dead rows of the queue from being removed: the oldest transaction, replication slot or standby."""
+
+    kind: Literal["session", "prepared", "slot", "standby"]
+    pid: int | None = Field(description="The server process: select pg_terminate_backend(pid).")
+    name: str | None = Field(description="Its application, prepared transaction or slot.")
+    username: str | None
+    database: str | None
+    state: str | None
+    visible: bool = Field(description="False: without pg_read_all_stats state, age in seconds and query are hidden.")
+    age_seconds: float | None
+    age_transactions: int
+    query: str | None
+    dead_rows: int = Field(description="Dead rows in the live tables.")
+    jobs_bytes: int = Field(description="Size of the table of live jobs with its indexes.")
+
+
 class StatsAnswer(Answer):
     """Jobs by state over all queues, then queue by queue. `processing` is `running` in Cerebro's word."""
 
@@ -162,6 +179,7 @@ class StatsAnswer(Answer):
     cancelled: int
     total: int
     workers: int
+    horizon: HorizonAnswer | None = Field(description="Null: nobody has for more than 5 s.")
     queues: list[QueueAnswer]
 
 

@@ -1,9 +1,13 @@
 -- Partitions of history: made ahead, dropped when all they hold may be forgotten.
 
--- How wide a partition is: about a tenth of the retention or less, so that forgetting is timely, and few for long ones.
+-- How wide a partition is: a quarter of the retention or less, so that forgetting is timely, yet never so narrow that
+-- making and dropping them were work, and few for long retentions.
 create or replace function queue_pg.partition_width(retention interval) returns interval
 language sql immutable as $$
   select case
+    when retention < '1 minute' then interval '5 seconds'
+    when retention < '4 minutes' then interval '15 seconds'
+    when retention < '20 minutes' then interval '1 minute'
     when retention <= '1 hour' then interval '5 minutes'
     when retention <= '1 day' then interval '1 hour'
     else interval '1 day' end
@@ -77,30 +81,41 @@ language sql as $$
 $$;
 
 -- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, workers
--- long dead. In bites, so that a long absence does not become one long transaction.
-create or replace function queue_pg.sweep() returns void
+-- long dead. In bites, so that a long absence does not become one long transaction. True when there may be more.
+create or replace function queue_pg.sweep() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_bite constant integer := 10000;
   v_now timestamptz := queue_pg.now();
   v_lane record;
+  v_swept bigint;
+  v_finished bigint := 0;
+  v_more boolean;
 begin
   delete from queue_pg.unique_keys u
   where (u.org, u.unique_key) in (
     select k.org, k.unique_key from queue_pg.unique_keys k
-    where k.expires_at <= v_now order by k.expires_at limit 10000 for update skip locked);
+    where k.expires_at <= v_now order by k.expires_at limit v_bite for update skip locked);
+  get diagnostics v_swept = row_count;
+  v_more := v_swept = v_bite;
   delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
+  -- Those that have vanished since a round or two ago.
+  perform queue_pg.disarm_unserved(w.queues) from queue_pg.workers w
+  where w.heartbeat_at between v_now - interval '130 seconds' and v_now - interval '60 seconds';
   delete from queue_pg.job_events_default e
   where e.ctid = any (array(
     select d.ctid from queue_pg.job_events_default d
-    where d.at < v_now - (select s.events_retention from queue_pg.settings s) limit 10000 for update skip locked));
+    where d.at < v_now - (select s.events_retention from queue_pg.settings s) limit v_bite for update skip locked));
+  get diagnostics v_swept = row_count;
+  v_more := v_more or v_swept = v_bite;
   for v_lane in
     with gone as (
       delete from queue_pg.finished_jobs_default f
       where f.ctid = any (array(
         select d.ctid from queue_pg.finished_jobs_default d
-        where d.retain_until <= v_now order by d.retain_until limit 10000 for update skip locked))
+        where d.retain_until <= v_now order by d.retain_until limit v_bite for update skip locked))
       returning f.org, f.queue, f.state
     )
     select g.org, g.queue, count(*) filter (where g.state = 'completed') as completed,
@@ -108,20 +123,23 @@ begin
     from gone g group by g.org, g.queue order by g.org, g.queue
   loop
     perform queue_pg.uncount(v_lane.org, v_lane.queue, v_lane.completed, v_lane.failed, v_lane.cancelled);
+    v_finished := v_finished + v_lane.completed + v_lane.failed + v_lane.cancelled;
   end loop;
+  return v_more or v_finished >= v_bite;
 end
 $$;
 
--- Drops one partition whose whole range may be forgotten, the oldest. True when there was one.
--- SHARE keeps writers out while its jobs are counted, readers only wait for the DROP. A table that is no partition any
--- more, because somebody detached or dropped it, is theirs and only struck off the list.
+-- Drops one partition whose whole range may be forgotten, the oldest. False when somebody is in the way.
+-- SHARE keeps writers out while its jobs are counted, readers only wait for the DROP. The counters change after it: who
+-- waits for locks must not keep those waiting who finish jobs. A table that is no partition any more, because somebody
+-- detached or dropped it, is theirs and only struck off the list.
 create or replace function queue_pg.drop_partition(parent text, name text) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '250ms'
 as $$
 declare
-  v_lane record;
+  v_held jsonb;
 begin
   if exists (
     select from pg_inherits i
@@ -129,15 +147,16 @@ begin
   ) then
     if parent = 'finished_jobs' then
       execute format('lock table queue_pg.%I in share mode', name);
-      for v_lane in execute format(
+      execute format(
+        'select jsonb_agg(h) from ('
         'select org, queue, count(*) filter (where state = ''completed'') as completed, '
         'count(*) filter (where state = ''failed'') as failed, count(*) filter (where state = ''cancelled'') as cancelled '
-        'from queue_pg.%I group by org, queue order by org, queue', name)
-      loop
-        perform queue_pg.uncount(v_lane.org, v_lane.queue, v_lane.completed, v_lane.failed, v_lane.cancelled);
-      end loop;
+        'from queue_pg.%I group by org, queue) h', name) into v_held;
     end if;
     execute format('drop table queue_pg.%I', name);
+    perform queue_pg.uncount(h.org, h.queue, h.completed, h.failed, h.cancelled)
+    from jsonb_to_recordset(v_held) as h (org text, queue text, completed bigint, failed bigint, cancelled bigint)
+    order by h.org, h.queue;
   end if;
   delete from queue_pg.partitions p where p.name = drop_partition.name;
   return true;
@@ -147,16 +166,20 @@ end
 $$;
 
 -- Creates the partitions that will be needed soon, sweeps, and drops the oldest partition whose whole range has passed:
--- one a call, because DROP keeps everybody out of history until the transaction ends. Call it again while it drops.
--- Each piece waits at most 250 ms for a lock and is otherwise left for the next call; what fails for another reason
--- is reported as a warning and does not keep the rest from being done.
-create or replace function queue_pg.maintain_history() returns table (created integer, dropped integer)
+-- one a call, because DROP keeps everybody out of history until the transaction ends. Call it again after again_seconds.
+-- A lock is waited for at most 250 ms, in which writers of history wait behind; then nothing more that locks is tried,
+-- and not again for 10 s. What fails for another reason is reported as a warning and does not keep the rest from being
+-- done.
+create or replace function queue_pg.maintain_history()
+returns table (created integer, dropped integer, again_seconds double precision)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '250ms'
 as $$
 declare
   v_now timestamptz := queue_pg.now();
+  v_more boolean := false;
+  v_blocked boolean := false;
   v_parent text;
   v_retention interval;
   v_width interval;
@@ -167,13 +190,15 @@ declare
 begin
   created := 0;
   dropped := 0;
+  again_seconds := 2;
   if not pg_try_advisory_xact_lock(7310579610401947746) then
     return next;
     return;
   end if;
+  again_seconds := 60;
 
   begin
-    perform queue_pg.sweep();
+    v_more := queue_pg.sweep();
   exception
     when lock_not_available or deadlock_detected then null;
     when others then raise warning 'queue_pg.sweep: %', sqlerrm;
@@ -185,16 +210,17 @@ begin
     union all select 'job_events', interval '0'
   loop
     v_width := case v_parent when 'job_events' then interval '1 day' else queue_pg.partition_width(v_retention) end;
+    again_seconds := least(again_seconds, greatest(extract(epoch from v_width) / 2, 2));
     v_at := v_now + v_retention;
-    v_until := v_at + 2 * v_width;
+    v_until := v_at + greatest(2 * v_width, interval '30 seconds');
     begin
-      while v_at <= v_until loop
+      while v_at <= v_until and not v_blocked loop
         select c.covered_until, c.created into v_at, v_created
         from queue_pg.cover(v_parent, case v_parent when 'job_events' then 'at' else 'retain_until' end, v_at, v_width) c;
         created := created + v_created::integer;
       end loop;
     exception
-      when lock_not_available or deadlock_detected then null;
+      when lock_not_available or deadlock_detected then v_blocked := true;
       when others then raise warning 'queue_pg.cover of %: %', v_parent, sqlerrm;
     end;
   end loop;
@@ -205,15 +231,19 @@ begin
       then (select s.events_retention from queue_pg.settings s) else interval '0' end
     order by p.to_at
   loop
+    exit when v_blocked or dropped > 0;
     begin
       dropped := queue_pg.drop_partition(v_parent, v_name)::integer;
+      v_blocked := dropped = 0;
     exception when others then
       raise warning 'queue_pg.drop_partition of %: %', v_name, sqlerrm;
     end;
-    exit when dropped > 0;
   end loop;
+  again_seconds := case
+    when v_blocked then greatest(again_seconds, 10) when v_more or dropped > 0 then 0 else again_seconds end;
   return next;
 end
 $$;
 
-comment on function queue_pg.maintain_history is 'Creates partitions ahead, drops forgotten ones; call it every minute.';
+comment on function queue_pg.maintain_history is
+  'Creates partitions ahead, drops forgotten ones; call it every minute, or as again_seconds says.';

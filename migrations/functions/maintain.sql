@@ -1,10 +1,16 @@
 -- What has to happen by itself: expired leases, due jobs, deadlines. Short statements that any process may run; every
 -- one is guarded by the rows' own state, so two at once are only a waste.
+--
+-- With `since`, the time of an earlier look, each looks only at what fell due after it, and a second before for what was
+-- committed late. While a long transaction keeps dead rows from being removed, all that was ever due would else be
+-- walked through again every time. What is left for a look without `since`: rows that somebody had locked, or that were
+-- committed more than a second after they fell due.
 
 -- Takes jobs from workers that let their lease expire. A lost lease burns no attempt: the job did nothing wrong unless
 -- it keeps taking its workers down, so after settings.max_lease_losses it fails with code lease_lost. A job that is
 -- past its timeout did have its attempt: that counts as a failed one with code timeout.
-create or replace function queue_pg.reap(max_jobs integer default 1000) returns table (id uuid, state text)
+create or replace function queue_pg.reap(max_jobs integer default 1000, since timestamptz default null)
+returns table (id uuid, state text)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -17,6 +23,7 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
+  v_floor timestamptz := coalesce(since - interval '1 second', '-infinity');
   v_settings queue_pg.settings;
   v_ids uuid[];
   v_states queue_pg.job_state[];
@@ -24,13 +31,14 @@ declare
   v_run_at timestamptz[];
   v_timed_out boolean[];
   v_ended boolean[];
+  v_queues text[];
 begin
   select s.* into v_settings from queue_pg.settings s;
   with lost as materialized (
     select j.id, j.attempt, j.claimed_at, j.lease_losses, j.worker_id, j.expires_at, j.kind, j.max_attempts, j.timeout,
-      j.run_at
+      j.run_at, j.queue
     from queue_pg.jobs j
-    where j.state = 'running' and j.lease_expires_at < v_now
+    where j.state = 'running' and j.lease_expires_at < v_now and j.lease_expires_at > v_floor
     order by j.lease_expires_at
     limit max_jobs
     for update skip locked
@@ -60,8 +68,8 @@ begin
         format('worker %s let the lease expire (%s of %s)', d.worker_id, d.lease_losses + 1, d.max_lease_losses),
         'worker_id', d.worker_id) end),
     array_agg(case when d.next_state = 'scheduled' then d.retry_at else d.run_at end), array_agg(d.timed_out),
-    array_agg(d.next_state = 'failed')
-  into v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended
+    array_agg(d.next_state = 'failed'), array_agg(distinct d.queue::text) filter (where d.next_state = 'queued')
+  into v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended, v_queues
   from decided d;
 
   if v_ids is null then
@@ -84,7 +92,7 @@ begin
     perform queue_pg.retire(array_agg(u.id), array_agg(u.state), array_agg(null::jsonb), array_agg(u.error))
     from unnest(v_ids, v_states, v_errors, v_ended) as u (id, state, error, ended) where u.ended;
   end if;
-  perform queue_pg.wake();
+  perform queue_pg.wake(q) from unnest(v_queues) q;
   return query select u.id, u.state::text from unnest(v_ids, v_states) as u (id, state);
 end
 $$;
@@ -92,7 +100,7 @@ $$;
 comment on function queue_pg.reap is 'Takes jobs back from workers whose leases expired; returns them with their new state.';
 
 -- Makes due jobs claimable; returns how many.
-create or replace function queue_pg.promote(max_jobs integer default 1000) returns integer
+create or replace function queue_pg.promote(max_jobs integer default 1000, since timestamptz default null) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -105,20 +113,22 @@ as $$
 declare
   -- In a variable: a volatile function cannot bound an index scan, and all scheduled jobs would be read.
   v_now timestamptz := queue_pg.now();
+  v_floor timestamptz := coalesce(since - interval '1 second', '-infinity');
   v_count integer;
+  v_queues text[];
 begin
   with due as materialized (
     select j.id from queue_pg.jobs j
-    where j.state = 'scheduled' and j.run_at <= v_now
+    where j.state = 'scheduled' and j.run_at <= v_now and j.run_at > v_floor
     order by j.run_at
     limit max_jobs
     for update skip locked
+  ),
+  promoted as (
+    update queue_pg.jobs j set state = 'queued' from due where j.id = due.id returning j.queue
   )
-  update queue_pg.jobs j set state = 'queued' from due where j.id = due.id;
-  get diagnostics v_count = row_count;
-  if v_count > 0 then
-    perform queue_pg.wake();
-  end if;
+  select count(*), array_agg(distinct p.queue::text) into v_count, v_queues from promoted p;
+  perform queue_pg.wake(q) from unnest(v_queues) q;
   return v_count;
 end
 $$;
@@ -126,7 +136,7 @@ $$;
 comment on function queue_pg.promote is 'Makes scheduled jobs that are due claimable; returns how many.';
 
 -- Fails jobs that did not start before their deadline; returns how many.
-create or replace function queue_pg.expire(max_jobs integer default 1000) returns integer
+create or replace function queue_pg.expire(max_jobs integer default 1000, since timestamptz default null) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -138,12 +148,13 @@ set enable_mergejoin = off
 as $$
 declare
   v_now timestamptz := queue_pg.now();
+  v_floor timestamptz := coalesce(since - interval '1 second', '-infinity');
   v_ids uuid[];
   v_errors jsonb[];
 begin
   with dead as materialized (
     select j.id, j.expires_at, j.error from queue_pg.jobs j
-    where j.expires_at <= v_now and j.state in ('scheduled', 'waiting', 'queued')
+    where j.expires_at <= v_now and j.expires_at > v_floor and j.state in ('scheduled', 'waiting', 'queued')
     order by j.expires_at
     limit max_jobs
     for update skip locked
@@ -167,20 +178,17 @@ $$;
 
 comment on function queue_pg.expire is 'Fails jobs whose deadline passed before they started; returns how many.';
 
--- One short step of all three, and the seconds until the next thing falls due (null: nothing is known to).
+-- One short step of all three, and the seconds until the next thing falls due (null: nothing does, or not `within`).
 -- One holder at a time, to save work; `busy` says that another one is at it. The lock ends with the transaction, so it
 -- is safe behind a pooler, and nothing depends on it.
-create or replace function queue_pg.maintain(max_jobs integer default 1000)
+-- `arm` is for callers who look again within a second or two. True, of one who listens to queue_pg_due: a job that is
+-- submitted to start before that look notifies it, unless the next look is a moment away anyway. False: nobody listens.
+create or replace function queue_pg.maintain(
+  max_jobs integer default 1000, arm boolean default null, since timestamptz default null, within interval default null)
 returns table (reaped integer, promoted integer, expired integer, busy boolean, next_due_seconds double precision)
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set jit = off
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set enable_bitmapscan = off
 as $$
-declare
-  v_next timestamptz;
 begin
   reaped := 0;
   promoted := 0;
@@ -189,30 +197,63 @@ begin
   if not busy then
     -- Apart from each other: what stops one of them must not stop the other two.
     begin
-      select count(*) into reaped from queue_pg.reap(max_jobs);
+      select count(*) into reaped from queue_pg.reap(max_jobs, since);
     exception when others then
       raise warning 'queue_pg.reap: %', sqlerrm;
     end;
     begin
-      promoted := queue_pg.promote(max_jobs);
+      promoted := queue_pg.promote(max_jobs, since);
     exception when others then
       raise warning 'queue_pg.promote: %', sqlerrm;
     end;
     begin
-      expired := queue_pg.expire(max_jobs);
+      expired := queue_pg.expire(max_jobs, since);
     exception when others then
       raise warning 'queue_pg.expire: %', sqlerrm;
     end;
   end if;
-  v_next := least(
-    (select j.run_at from queue_pg.jobs j where j.state = 'scheduled' order by j.run_at limit 1),
-    (select j.lease_expires_at from queue_pg.jobs j where j.state = 'running' order by j.lease_expires_at limit 1),
-    (select j.expires_at from queue_pg.jobs j
-      where j.expires_at is not null and j.state in ('scheduled', 'waiting', 'queued') order by j.expires_at limit 1));
-  -- greatest() ignores null: without the case, nothing due would read as due now.
-  next_due_seconds := case when v_next is not null then greatest(extract(epoch from v_next - queue_pg.now()), 0) end;
+  next_due_seconds := queue_pg.next_due_seconds(since, within);
+  if arm and coalesce(next_due_seconds > 0.05, true) then
+    perform queue_pg.arm_due();
+    -- Once more: what was committed before the arming has notified nobody.
+    next_due_seconds := queue_pg.next_due_seconds(since, within);
+  elsif arm is not null then
+    perform queue_pg.disarm_due();
+  end if;
   return next;
 end
 $$;
 
 comment on function queue_pg.maintain is 'One step of reaping, promotion and expiry; tells when the next thing falls due.';
+
+-- Bounded by `within` because the first live entry of an index may lie behind very many dead ones.
+create or replace function queue_pg.next_due_seconds(since timestamptz, within interval) returns double precision
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_now timestamptz := queue_pg.now();
+  v_floor timestamptz := coalesce(since - interval '1 second', '-infinity');
+  v_limit timestamptz := coalesce(v_now + within, 'infinity');
+begin
+  -- greatest() ignores null: nothing due must not read as due now.
+  return (
+    select greatest(extract(epoch from due.at - v_now), 0)
+    from (
+      select least(
+        (select j.run_at from queue_pg.jobs j
+          where j.state = 'scheduled' and j.run_at > v_floor and j.run_at <= v_limit order by j.run_at limit 1),
+        (select j.lease_expires_at from queue_pg.jobs j
+          where j.state = 'running' and j.lease_expires_at > v_floor and j.lease_expires_at <= v_limit
+          order by j.lease_expires_at limit 1),
+        (select j.expires_at from queue_pg.jobs j
+          where j.expires_at > v_floor and j.expires_at <= v_limit and j.state in ('scheduled', 'waiting', 'queued')
+          order by j.expires_at limit 1)) as at
+    ) due
+    where due.at is not null);
+end
+$$;

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import psycopg
 from psycopg.rows import dict_row
 
-from queue_pg import schema
+from queue_pg import horizon, schema, store_sync
 from queue_pg.cli.text import shorten
 from queue_pg.connections import connect
 from queue_pg.errors import SchemaError
@@ -246,6 +246,18 @@ def check_work(connection: Connection, *, host: str | None = None) -> list[Findi
         message = f"{_bounded(kept)} finished job(s) are in the default partition, which is never dropped whole."
         found.append(Finding("history", "warn", message, f"Maintenance was late. {hint}"))
     return found
+
+
+def check_horizon(connection: Connection) -> list[Finding]:
+    """Whether anybody keeps dead rows of the queue from being removed."""
+    holder = store_sync.horizon(connection)
+    if holder is None:
+        return [Finding("horizon", "ok", "nothing keeps dead rows from being removed")]
+    message = horizon.describe(holder)
+    # An age that is not known is taken for old.
+    if not horizon.matters(holder, horizon.TOLD_SECONDS if holder.age_seconds is None else holder.age_seconds):
+        return [Finding("horizon", "ok", message)]
+    return [Finding("horizon", "warn", message, f"{horizon.advice(holder)} See docs/operations.md.")]
 
 
 def _bounded(count: int) -> str:

@@ -39,14 +39,14 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(context: typer.Context, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
-    """Check database, schema, notifications and workers; say what to do. Exit code 1 when something is broken.
+    """Check database, schema, notifications, workers and horizon; say what to do. Exit code 1 if something is broken.
 
     With a subcommand it is a silent probe for health checks: no output and 0 when well, else one line per problem.
     """
     context.obj = database_url
     if context.invoked_subcommand is not None:
         return
-    found = examine(database_url, [_database, _schema, _notify, _work])
+    found = examine(database_url, [_database, _schema, _notify, _work, _horizon])
     if as_json:
         print_json({"ok": not _broken(found), "checks": found})
     else:
@@ -123,6 +123,12 @@ def _work(session: Session) -> list[Finding]:
     from queue_pg.cli.checks import check_work
 
     return check_work(session.connection, host=session.host)
+
+
+def _horizon(session: Session) -> list[Finding]:
+    from queue_pg.cli.checks import check_horizon
+
+    return check_horizon(session.connection)
 
 
 def _probe(context: typer.Context, database_url: str | None, checks: list[Checks], *, host: str | None = None) -> None:

@@ -140,12 +140,17 @@ def workers(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None
 
 def stats(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
     """Show how many jobs are in which state, over all queues."""
+    from queue_pg import store_sync
+    from queue_pg.horizon import describe
+
     with open_queue(database_url) as queue:
         found = queue.stats()
+        with queue.connection() as connection:
+            holder = store_sync.horizon(connection)
     totals = {state: sum(getattr(item, state) for item in found) for state in STATES}
     oldest = max((item.oldest_queued_seconds or 0.0 for item in found), default=0.0)
     if as_json:
-        print_json({"jobs": totals, "oldest_queued_seconds": oldest, "queues": found})
+        print_json({"jobs": totals, "oldest_queued_seconds": oldest, "queues": found, "horizon": holder})
         return
     print_table(
         [Column("state", style_by_value=True), Column("jobs", right=True)],
@@ -154,6 +159,8 @@ def stats(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
     )
     if totals["queued"]:
         print_line(f"The oldest queued job has waited for {duration(oldest)}.")
+    if holder is not None:
+        print_line(printable(describe(holder)))
 
 
 def _counts(item: QueueStats) -> list[str]:

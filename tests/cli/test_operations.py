@@ -45,7 +45,7 @@ def test_a_changed_schema_is_shown(cli: Any, work: Any) -> None:
     ("damage", "named"),
     [
         ("drop function queue_pg.why_waiting(uuid)", "why_waiting"),
-        ("drop trigger jobs_wake on queue_pg.jobs", "jobs_wake"),
+        ("drop trigger jobs_arrive on queue_pg.jobs", "jobs_arrive"),
         ("drop table queue_pg.partitions cascade", "partitions"),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_somebody_added_is_a_warning(cli: Any, work: Any) -> None:
 
 def test_the_documented_way_to_mend_functions_and_triggers(cli: Any, work: Any) -> None:
     work.database.execute("drop function queue_pg.why_waiting(uuid)")
-    work.database.execute("drop trigger jobs_wake on queue_pg.jobs")
+    work.database.execute("drop trigger jobs_arrive on queue_pg.jobs")
     work.database.execute("delete from queue_pg.migrations where name like 'functions/%'")
     assert cli("migrate").code == 0
     assert cli("migrate", "--verify").code == 0

@@ -1,11 +1,11 @@
-"""The maintenance loop: in time, woken by hints, through outages. Time is the database's movable clock."""
+"""The maintenance loop: in time, woken by hints, one leader, through outages. Time is the database's movable clock."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from queue_pg import JobNotFound, Queue, maintenance, store
 from queue_pg.maintenance import MaintenanceLoop
-from queue_pg.models import MaintenanceStep
+from queue_pg.models import Horizon, MaintenanceRound, MaintenanceStep
 from queue_pg.pool import AsyncPool
 from queue_pg.settings import Settings
 from queue_pg.testing import Clock
@@ -24,30 +24,29 @@ SOON = 20.0
 
 
 class Watched(MaintenanceLoop):
-    """Tells its steps and pauses, so that tests need not sleep."""
+    """Tells its rounds, so that tests need not sleep."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.seen: list[MaintenanceStep] = []
-        self.pauses: list[float] = []
+        self.rounds: list[MaintenanceRound] = []
         self.failures = 0
         self._changed = asyncio.Condition()
 
-    async def step(self) -> MaintenanceStep:
+    @property
+    def seen(self) -> list[MaintenanceStep]:
+        """The steps taken while it led."""
+        return [found.step for found in self.rounds if found.step is not None]
+
+    async def step(self) -> MaintenanceRound:
         try:
-            step = await super().step()
+            found = await super().step()
         except Exception:
             self.failures += 1
             await self._tell()
             raise
-        self.seen.append(step)
+        self.rounds.append(found)
         await self._tell()
-        return step
-
-    def _pause(self, step: MaintenanceStep) -> float:
-        pause = super()._pause(step)
-        self.pauses.append(pause)
-        return pause
+        return found
 
     async def _tell(self) -> None:
         async with self._changed:
@@ -111,21 +110,6 @@ async def test_a_hint_wakes_the_loop(dsn: str, monkeypatch: pytest.MonkeyPatch) 
                 assert loop.seen[-1].next_due_seconds is not None
 
 
-async def test_pauses(dsn: str) -> None:
-    loop = MaintenanceLoop(dsn)
-
-    def pause(**given: Any) -> float:
-        step = {"reaped": 0, "promoted": 0, "expired": 0, "busy": False, "next_due_seconds": None, **given}
-        return loop._pause(MaintenanceStep(**step))
-
-    assert 1.0 <= pause() <= 1.1
-    assert 0.3 <= pause(next_due_seconds=0.3) <= 0.33
-    assert 1.0 <= pause(next_due_seconds=100) <= 1.1
-    assert 0.01 <= pause(next_due_seconds=0.0) <= 0.011
-    assert 0.25 <= pause(next_due_seconds=0.0, busy=True) <= 0.275
-    assert pause(promoted=1000) == 0
-
-
 async def test_history_is_kept_at_the_start_and_its_faults_stop_nothing(
     dsn: str,
     conn: psycopg.AsyncConnection,
@@ -145,6 +129,7 @@ async def test_history_is_kept_at_the_start_and_its_faults_stop_nothing(
         raise psycopg.errors.ObjectInUse("a partition is broken")
 
     monkeypatch.setattr(store, "maintain_history", broken)
+    clock.advance(2)  # the first loop is gone
     loop = MaintenanceLoop(pool)
     await loop.step()
     await loop.step()
@@ -171,22 +156,68 @@ async def test_an_outage_is_survived_and_told_once(
     assert told == ["WARNING", "INFO"]
 
 
-async def test_two_loops_share_the_work(dsn: str, clock: Clock) -> None:
-    async with Queue(dsn, notify=False) as queue:
-        await queue.submit("k", delay=60)
-        clock.advance(61)
-        one, two = Watched(dsn), Watched(dsn)
-        async with running(one), running(two):
-            await one.until(lambda: bool(one.seen))
-            await two.until(lambda: bool(two.seen))
-        assert sum(step.promoted for step in one.seen + two.seen) == 1
+async def test_one_of_many_leads_and_the_others_look_in_turn(dsn: str, clock: Clock) -> None:
+    loops = [Watched(dsn) for _ in range(4)]
+    async with AsyncExitStack() as stack:
+        for loop in loops:
+            await stack.enter_async_context(running(loop))
+            await loop.until(lambda loop=loop: bool(loop.rounds))
+        assert [loop.leads for loop in loops] == [True, False, False, False]
+        assert [round(loop.rounds[0].next_look_seconds) for loop in loops] == [0, 1, 2, 3]
+        async with Queue(dsn, notify=False) as queue:
+            await queue.submit("k", delay=60)
+            clock.advance(61)
+            await loops[0].until(lambda: any(step.promoted for step in loops[0].seen))
+
+
+async def test_another_one_leads_when_the_leader_stops_or_dies(dsn: str, clock: Clock) -> None:
+    pool = AsyncPool(dsn)
+    second, third = MaintenanceLoop(pool), MaintenanceLoop(pool)
+    async with running(Watched(dsn)) as first:
+        await first.until(lambda: first.leads)
+        await second.step()
+        assert not second.leads
+    await second.step()  # the first one has resigned
+    assert second.leads
+    await third.step()
+    assert not third.leads
+    clock.advance(1.6)  # the second one does nothing more
+    await third.step()
+    assert third.leads
+    await second.step()
+    assert not second.leads
+    await pool.close()
 
 
 async def test_works_on_a_pool(dsn: str) -> None:
     pool = AsyncPool(dsn)
-    step = await MaintenanceLoop(pool).step()
-    assert not step.busy
+    found = await MaintenanceLoop(pool).step()
+    assert found.step is not None
+    assert not found.step.busy
     await pool.close()
+
+
+async def test_who_holds_the_horizon_is_told_by_the_leader(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    holder = Horizon(
+        kind="session", pid=4711, name="report", username="app", database="shop", state="idle in transaction",
+        visible=True, age_seconds=90.0, age_transactions=5_000, query="select 1", dead_rows=12_345, jobs_bytes=2**20,
+    )  # fmt: skip
+
+    async def held(_: Any) -> Horizon:
+        return holder
+
+    monkeypatch.setattr(store, "horizon", held)
+    pool = AsyncPool(dsn)
+    leader, other = MaintenanceLoop(pool), MaintenanceLoop(pool)
+    await leader.step()
+    await other.step()
+    await pool.close()
+    [told] = [record.getMessage() for record in caplog.records if record.name == "queue_pg.horizon"]
+    assert "pid 4711" in told
+    assert "12,345 dead rows" in told
+    assert "pg_terminate_backend(4711)" in told
 
 
 async def test_the_settings_of_the_process_become_the_instance_s_defaults(

@@ -153,9 +153,38 @@ async def test_a_reader_in_the_way_delays_a_drop_but_breaks_nothing(conn: Connec
     clock.advance(900)
     async with await Connection.connect(dsn) as reader:
         await reader.execute("select count(*) from queue_pg.finished_jobs")
-        assert await one(conn, "select dropped from queue_pg.maintain_history()") == 0
+        # Writers wait behind every try, so the next one is not soon.
+        assert await one(conn, "select dropped, again_seconds from queue_pg.maintain_history()") == (0, 10)
         await reader.rollback()
     assert await one(conn, "select dropped from queue_pg.maintain_history()") >= 1
+
+
+@pytest.mark.parametrize(
+    ("retention", "width"), [("1 ms", 5), ("20 s", 5), ("1 min", 15), ("10 min", 60), ("1 h", 300), ("2 h", 3600)]
+)
+async def test_a_short_retention_has_narrow_partitions_and_frequent_rounds(
+    conn: Connection, clock: Clock, retention: str, width: int
+) -> None:
+    await conn.execute("select queue_pg.configure(retention => %s::interval)", (retention,))
+    assert await one(conn, "select again_seconds from queue_pg.maintain_history()") == min(max(width / 2, 2), 60)
+    made = await one(conn, "select extract(epoch from queue_pg.partition_width(%s::interval))", retention)
+    assert made == width
+
+
+async def test_what_fell_due_together_is_forgotten_one_partition_a_call(conn: Connection, clock: Clock) -> None:
+    await conn.execute("select queue_pg.configure(retention => '30 seconds')")
+    for _ in range(4):
+        await conn.execute("select queue_pg.maintain_history()")
+        await finish_jobs(conn, 2)
+        clock.advance(5)
+    assert len(await rows(conn, PLACES)) == 4
+    clock.advance(60)
+    calls = 0
+    while await one(conn, "select again_seconds from queue_pg.maintain_history()") == 0:
+        calls += 1
+    assert calls >= 4
+    assert await rows(conn, PLACES) == []
+    assert await one(conn, "select sum(completed) from queue_pg.queue_counters") == 0
 
 
 async def test_stats_count_each_state_exactly(conn: Connection) -> None:
@@ -216,11 +245,36 @@ async def test_why_waiting_after_a_failure_and_after_a_lost_lease(conn: Connecti
 
 async def test_workers_come_and_go(conn: Connection, clock: Clock) -> None:
     await conn.execute("select queue_pg.register_worker('w', 'host', 7, '1.0', '{a}', '{k}', 4)")
-    assert await one(conn, "select queue_pg.worker_heartbeat('w', 2, 10, 1)") is True
+    assert await one(conn, "select queue_pg.worker_heartbeat('w', 2, 10, 1)") == 1
     assert await one(conn, "select active, processed, failed, stopping from queue_pg.workers") == (2, 10, 1, False)
     clock.advance(3601)
     await conn.execute("select queue_pg.maintain_history()")
-    assert await one(conn, "select queue_pg.worker_heartbeat('w', 2, 10, 1)") is False
+    assert await one(conn, "select queue_pg.worker_heartbeat('w', 2, 10, 1)") is None
+
+
+async def test_a_heartbeat_tells_how_many_share_the_queues(conn: Connection, clock: Clock) -> None:
+    for name, queues in (("w", "{a,b}"), ("b", "{b,c}"), ("c", "{c}"), ("stopping", "{a}"), ("dead", "{a}")):
+        await conn.execute("select queue_pg.register_worker(%s, 'host', 7, '1.0', %s, '{k}', 4)", (name, queues))
+    clock.advance(61)
+    for name in ("b", "c"):
+        await conn.execute("select queue_pg.worker_heartbeat(%s, 0, 0, 0)", (name,))
+    await conn.execute("select queue_pg.worker_heartbeat('stopping', 0, 0, 0, true)")
+    assert await one(conn, "select queue_pg.worker_heartbeat('w', 0, 0, 0)") == 2
+
+
+ARMED = "select pg_sequence_last_value('queue_pg.armed') & queue_pg.armed_bit(%s) <> 0"
+
+
+async def test_what_ended_workers_have_armed_is_disarmed(conn: Connection, clock: Clock) -> None:
+    for name, queues in (("gone", ["a", "b"]), ("killed", ["c", "b"]), ("live", ["b"])):
+        await conn.execute("select queue_pg.register_worker(%s, 'host', 7, '1.0', %s, '{k}', 4)", (name, queues))
+        await conn.execute("select queue_pg.arm(%s)", (queues,))
+    await conn.execute("select queue_pg.forget_worker('gone')")
+    assert [await one(conn, ARMED, queue) for queue in "abc"] == [False, True, True]
+    clock.advance(61)
+    await conn.execute("select queue_pg.worker_heartbeat('live', 0, 0, 0)")
+    await conn.execute("select queue_pg.maintain_history()")
+    assert [await one(conn, ARMED, queue) for queue in "abc"] == [False, True, False]
 
 
 async def test_maintain_tells_when_the_next_thing_falls_due(conn: Connection, clock: Clock) -> None:

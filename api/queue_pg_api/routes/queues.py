@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from starlette.responses import Response
 
+from queue_pg import store
 from queue_pg.models import QueueStats
 from queue_pg_api.answers import QueueAnswer, QueuesAnswer, StatsAnswer, WorkersAnswer
 from queue_pg_api.endpoints import Call, Endpoints
@@ -59,16 +61,19 @@ async def list_workers(call: Call[NoQuery, NoBody]) -> Response:
 
 @endpoints.get("/stats", answers={200: StatsAnswer}, refuses=(422, 503))
 async def get_stats(call: Call[NoQuery, NoBody]) -> Response:
-    """Count jobs by state, over all queues and in each; and the live workers."""
+    """Count jobs by state, over all queues and in each; the live workers; who keeps dead rows in place."""
     queues = await call.queue.stats()
     totals: dict[str, int] = {state: sum(getattr(each, state) for each in queues) for state in COUNTED_STATES}
     workers = sum(worker.live for worker in await call.queue.workers())
+    async with call.queue.connection() as connection:
+        horizon = await store.horizon(connection)
     return json_response(
         {
             **totals,
             "processing": totals["running"],
             "total": sum(totals.values()),
             "workers": workers,
+            "horizon": None if horizon is None else asdict(horizon),
             "queues": [queue_json(each) for each in queues],
         }
     )

@@ -1,0 +1,2 @@
+/* queue_pg:resign_maintenance */
+select queue_pg.resign_maintenance(%(leader)s::text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 
@@ -107,6 +107,27 @@ class ClaimedJob:
     created_at: datetime
 
 
+class LeasedJob(NamedTuple):
+    """A ClaimedJob as the worker process takes it: no more than it needs, and nothing made that may not be asked for.
+
+    `id` is the UUID's text, `metadata` and `tags` are None when empty.
+    """
+
+    id: str
+    org: str
+    queue: str
+    kind: str
+    payload: str
+    metadata: str | None
+    attempt: int
+    max_attempts: int
+    lease_token: int
+    lease_seconds: float
+    timeout_seconds: float
+    tags: list[str] | None
+    traceparent: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Snooze:
     """Outcome: run the job again after `delay`; burns no attempt."""
@@ -151,15 +172,14 @@ class Page:
     next_cursor: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a claimed job ends, as one entry of `queue_pg.finish`. `result` and `error` are JSON text.
 
     `outcome` is complete, fail (retried while attempts are left), discard (fail, never retried), snooze and release
     (back to the queue, burning no attempt) or cancel. `delay` is for fail and snooze.
     """
 
-    id: UUID
+    id: UUID | str
     lease_token: int
     outcome: str
     result: str | None = None
@@ -171,7 +191,7 @@ class Outcome:
 class Finished:
     """The answer to one Outcome. Not accepted: the lease is lost; `state` is what the job is now (None: unknown id)."""
 
-    id: UUID
+    id: str
     accepted: bool
     state: str | None
 

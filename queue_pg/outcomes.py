@@ -20,13 +20,17 @@ from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, encode_json, error_obje
 MAX_DELAY: Final = timedelta(days=365)
 
 
-def of_return(job_id: UUID, lease_token: int, value: Any, *, max_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> Outcome:
+def of_return(
+    job_id: UUID | str, lease_token: int, value: Any, *, max_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+) -> Outcome:
     """Return the outcome for a value that a handler returned.
 
     Snooze, Cancel and Fail mean what they say; any other value is the result: JSON, or pydantic models, dataclasses,
     datetimes and the like, which become JSON. A result that cannot be stored fails the job for good, since the same
     handler would return it again.
     """
+    if value is None:
+        return Outcome(job_id, lease_token, "complete")
     try:
         if isinstance(value, Snooze):
             return Outcome(id=job_id, lease_token=lease_token, outcome="snooze", delay=_bounded(value.delay))
@@ -38,7 +42,7 @@ def of_return(job_id: UUID, lease_token: int, value: Any, *, max_bytes: int = DE
             delay = None if value.delay is None else _bounded(value.delay)
             error = _error(value.code, value.message, value.details)
             return Outcome(id=job_id, lease_token=lease_token, outcome=outcome, error=error, delay=delay)
-        result = None if value is None else encode_result(value, max_bytes=max_bytes)
+        result = encode_result(value, max_bytes=max_bytes)
     except InvalidJob as refused:
         return discarded(job_id, lease_token, "result_invalid", refused.message)
     except Exception as error:
@@ -47,13 +51,13 @@ def of_return(job_id: UUID, lease_token: int, value: Any, *, max_bytes: int = DE
     return Outcome(id=job_id, lease_token=lease_token, outcome="complete", result=result)
 
 
-def of_error(job_id: UUID, lease_token: int, error: BaseException) -> Outcome:
+def of_error(job_id: UUID | str, lease_token: int, error: BaseException) -> Outcome:
     """Return the outcome for an exception that a handler raised: a failed attempt, retried while attempts are left."""
     stored = _error(type(error).__name__, error, {"traceback": _traceback(error)})
     return Outcome(id=job_id, lease_token=lease_token, outcome="fail", error=stored)
 
 
-def discarded(job_id: UUID, lease_token: int, code: str, message: object, **details: Any) -> Outcome:
+def discarded(job_id: UUID | str, lease_token: int, code: str, message: object, **details: Any) -> Outcome:
     """Return the outcome of a job that no retry can help."""
     return Outcome(id=job_id, lease_token=lease_token, outcome="discard", error=_error(code, message, details))
 

@@ -22,6 +22,7 @@ MAX_DEPTH: Final = 64
 MAX_NUMBER_DIGITS: Final = 1_000
 MAX_ERROR_BYTES: Final = 64 * 1024
 _LARGEST: Final = int(sys.float_info.max)
+_SMALL_INT: Final = 10**16
 _EXACT_FLOAT: Final = 1e16  # from here on repr() of a whole float has an exponent, and jsonb returns it as an int
 
 
@@ -45,7 +46,7 @@ def encode_json(value: Any, *, field: str = "payload", max_bytes: int = DEFAULT_
     """
     if _check(value, field):
         value = _whole_floats_as_ints(value)
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _encode(value)
     try:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
@@ -59,7 +60,7 @@ def encode_json(value: Any, *, field: str = "payload", max_bytes: int = DEFAULT_
 def decode_json(text: str) -> Any:
     """Return the value of JSON text read from Postgres. Raises UnreadableJson for what Python cannot hold."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+        value = _decode(text)
     except RecursionError:
         raise UnreadableJson(f"nested deeper than {MAX_DEPTH} levels") from None
     except UnreadableJson:
@@ -150,10 +151,40 @@ def error_object(code: object, message: object, /, **details: Any) -> dict[str, 
 
 
 def _check(value: Any, field: str, *, surrogates: bool = False) -> bool:
-    """Raise InvalidJob at the first thing that cannot be stored. Return whether a large whole float was met.
+    """Raise InvalidJob at the first thing that cannot be stored. Return whether a large whole float was met."""
+    # Most values are small and harmless, and finding that out needs no paths for messages.
+    return False if _is_harmless(value, 4, surrogates) else _check_closely(value, field, surrogates)
 
-    A stack instead of recursion: the depth of the input must not meet Python's own limit first.
-    """
+
+def _is_harmless(value: object, depth: int, surrogates: bool) -> bool:
+    """Return whether `value` surely keeps all the rules; False means that somebody has to look closely."""
+    if type(value) is str:
+        return "\x00" not in value and (not surrogates or value.isascii())
+    if type(value) is int:
+        return -_SMALL_INT < value < _SMALL_INT
+    if type(value) is float:
+        return -_EXACT_FLOAT < value < _EXACT_FLOAT
+    if type(value) is dict:
+        if not depth:
+            return False
+        for key, child in cast("dict[object, object]", value).items():
+            if type(key) is not str or not key.isascii() or "\x00" in key:
+                return False
+            if not _is_harmless(child, depth - 1, surrogates):
+                return False
+        return True
+    if type(value) is list:
+        if not depth:
+            return False
+        for child in cast("list[object]", value):  # noqa: SIM110 - all() of a generator takes twice the time
+            if not _is_harmless(child, depth - 1, surrogates):
+                return False
+        return True
+    return value is None or type(value) is bool
+
+
+def _check_closely(value: Any, field: str, surrogates: bool) -> bool:
+    """Do what `_check` says. A stack instead of recursion: the input's depth must not meet Python's own limit first."""
     large_float = False
     stack: list[tuple[Any, str | tuple[Any, ...], int]] = [(value, field, 0)]
     while stack:
@@ -251,6 +282,11 @@ def _finite_float(digits: str) -> float:
     if math.isinf(number):
         raise UnreadableJson("a number is beyond the range of a float")
     return number
+
+
+# Made once: json.dumps and json.loads with arguments make a new one at every call.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_float).decode
 
 
 def _refuser(field: str) -> Callable[[str], NoReturn]:

@@ -16,9 +16,10 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection, Cursor
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 
 from queue_pg import callers, rows
+from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_array, text_array
 from queue_pg.models import (
     ClaimedJob,
     Finished,
@@ -27,6 +28,7 @@ from queue_pg.models import (
     InstanceDefaults,
     Job,
     KindInfo,
+    LeasedJob,
     MaintenanceRound,
     MaintenanceStep,
     Outcome,
@@ -197,35 +199,65 @@ def claim(
     return [ClaimedJob(**row) for row in _all(conn, "claim", params)]
 
 
+def claim_for_worker(
+    conn: Connection[Any],
+    worker_id: str,
+    queues: Sequence[str],
+    *,
+    kinds: Sequence[str],
+    max_jobs: int,
+    lease_seconds: float | None = None,
+) -> list[LeasedJob]:
+    """Lease like `claim`, of any tenant, at little cost a job."""
+    params = {
+        "worker_id": worker_id,
+        "queues": text_array(queues),
+        "kinds": text_array(kinds),
+        "max_jobs": max_jobs,
+        "lease_seconds": lease_seconds,
+    }
+    with Cursor(conn, row_factory=tuple_row) as cursor:
+        cursor.execute(statement("claim_for_worker"), params)
+        return [LeasedJob._make(row) for row in cursor.fetchall()]
+
+
 def heartbeat(
     conn: Connection[Any],
-    ids: Sequence[UUID],
+    ids: Sequence[UUID | str],
     lease_tokens: Sequence[int],
     *,
     lease_seconds: float | None = None,
 ) -> list[Renewed]:
     """Extend leases in one statement; an id that is absent from the answer has lost its lease."""
-    params = {"ids": list(ids), "lease_tokens": list(lease_tokens), "lease_seconds": lease_seconds}
+    params = {"ids": plain_array(ids), "lease_tokens": plain_array(lease_tokens), "lease_seconds": lease_seconds}
     return [Renewed(row["id"], row["lease_expires_at"]) for row in _all(conn, "heartbeat", params)]
 
 
-def held(conn: Connection[Any], ids: Sequence[UUID], lease_tokens: Sequence[int]) -> set[UUID]:
+def held(conn: Connection[Any], ids: Sequence[UUID | str], lease_tokens: Sequence[int]) -> set[UUID]:
     """Return which of these leases still stand; reads only."""
-    found = _all(conn, "held", {"ids": list(ids), "lease_tokens": list(lease_tokens)})
+    found = _all(conn, "held", {"ids": plain_array(ids), "lease_tokens": plain_array(lease_tokens)})
     return {row["id"] for row in found}
 
 
 def finish(conn: Connection[Any], outcomes: Sequence[Outcome]) -> list[Finished]:
-    """Record how attempts ended, in one statement; one answer for each, in no particular order."""
+    """Record how attempts ended, in one statement.
+
+    Answers come in no particular order, and only for jobs that are not simply completed now.
+    """
+    if not outcomes:
+        return []
+    ids, lease_tokens, words, results, errors, delays = zip(*outcomes, strict=True)
     params = {
-        "ids": [outcome.id for outcome in outcomes],
-        "lease_tokens": [outcome.lease_token for outcome in outcomes],
-        "outcomes": [outcome.outcome for outcome in outcomes],
-        "results": [outcome.result for outcome in outcomes],
-        "errors": [outcome.error for outcome in outcomes],
-        "delays": [outcome.delay for outcome in outcomes],
+        "ids": plain_array(ids),
+        "lease_tokens": plain_array(lease_tokens),
+        "outcomes": plain_array(words),
+        "results": sparse_text_array(results),
+        "errors": sparse_text_array(errors),
+        "delays": sparse_interval_array(delays),
     }
-    return [Finished(row["id"], row["accepted"], row["state"]) for row in _all(conn, "finish", params)]
+    with Cursor(conn, row_factory=tuple_row) as cursor:
+        cursor.execute(statement("finish"), params)
+        return [Finished(*row) for row in cursor.fetchall()]
 
 
 def complete(conn: Connection[Any], job_id: UUID, lease_token: int, result: str | None) -> str:

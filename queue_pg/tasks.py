@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
@@ -147,7 +148,10 @@ class Task(Generic[P, R]):
     def validate(self, payload: Any) -> dict[str, Any]:
         """Return the keyword arguments for the function from a stored payload. Raises InvalidJob."""
         checked = self._checked(payload)
-        return {info.alias or name: getattr(checked, name) for name, info in type(checked).model_fields.items()}
+        # pydantic keeps the fields' values in the instance's __dict__, by name and not by alias.
+        values = vars(checked)
+        renamed = _renamed_parameters(self.payload_model)
+        return {renamed.get(name, name): value for name, value in values.items()} if renamed else values
 
     def _checked(self, payload: Any) -> BaseModel:
         try:
@@ -166,6 +170,13 @@ class Task(Generic[P, R]):
             "retry_cap_seconds": self.retry_cap_seconds,
             "description": self.description,
         }
+
+
+@cache
+def _renamed_parameters(model: type[BaseModel]) -> dict[str, str]:
+    """Return the parameters whose field had to get another name (`schema`, `_private`), by that name."""
+    fields = model.model_fields.items()
+    return {name: info.alias for name, info in fields if info.alias is not None and info.alias != name}
 
 
 class Tasks:
@@ -293,21 +304,24 @@ class JobContext:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-_current: ContextVar[JobContext] = ContextVar("queue_pg_job")
+# Those who run handlers give a function, so that the context of a handler that never asks for it is never made.
+_current: ContextVar[Callable[[], JobContext]] = ContextVar("queue_pg_job")
+set_current_job = _current.set
 
 
 def current_job() -> JobContext:
     """Return the context of the running job. Raises RuntimeError outside of one."""
     try:
-        return _current.get()
+        found = _current.get()
     except LookupError:
         raise RuntimeError("current_job() was called outside of a job") from None
+    return found()
 
 
 @contextmanager
 def job_context(context: JobContext) -> Generator[JobContext]:
     """Make `context` the current job; for those who run handlers."""
-    token = _current.set(context)
+    token = _current.set(lambda: context)
     try:
         yield context
     finally:

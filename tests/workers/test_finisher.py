@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -17,30 +16,27 @@ from queue_pg_workers.outcomes import released
 from queue_pg_workers.signals import Signals
 
 from queue_pg import store
-from queue_pg.models import ClaimedJob, Finished, Outcome
+from queue_pg.models import Finished, LeasedJob, Outcome
 from queue_pg.outcomes import of_return
 
 
-def held(job_id: UUID | None = None, *, token: int = 1) -> Held:
-    now = datetime.now(UTC)
-    job = ClaimedJob(
-        id=job_id or uuid4(),
+def held(job_id: str | None = None, *, token: int = 1) -> Held:
+    job = LeasedJob(
+        id=job_id or str(uuid4()),
         org="default",
         queue="default",
         kind="k",
         payload="{}",
-        metadata="{}",
+        metadata=None,
         attempt=1,
         max_attempts=4,
         lease_token=token,
-        lease_expires_at=now,
         lease_seconds=30,
         timeout_seconds=300,
-        tags=[],
+        tags=None,
         traceparent=None,
-        created_at=now,
     )
-    return Held(job, asked_at=0)
+    return Held(job, asked_at=0, on_interrupted=lambda _held: None)
 
 
 class FakeLink:
@@ -59,22 +55,23 @@ class Recorder:
         self.batches.append(list(outcomes))
         if self._refusals and (refusal := self._refusals.pop(0)) is not None:
             raise refusal
-        return [Finished(outcome.id, True, "completed") for outcome in outcomes]
+        return [Finished(str(outcome.id), True, "failed") for outcome in outcomes if outcome.outcome == "discard"]
 
 
-async def flush(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, *entries: tuple[Held, Outcome]) -> Finisher:
+async def flush(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, *entries: Held) -> Finisher:
     monkeypatch.setattr(store, "finish", recorder.finish)
     link: Any = FakeLink()
     flushing = Finisher(link, Leases(), max_unflushed=10, signals=Signals(), on_room=lambda: None)
-    for one, outcome in entries:
-        flushing.add(one, outcome)
+    for one in entries:
+        flushing.add(one)
     flushing.close()
     await asyncio.wait_for(flushing.run(), 10)
     return flushing
 
 
-def completed(one: Held, value: Any = 1) -> tuple[Held, Outcome]:
-    return one, of_return(one.job.id, one.job.lease_token, value)
+def completed(one: Held, value: Any = 1) -> Held:
+    one.outcome = of_return(one.job.id, one.job.lease_token, value)
+    return one
 
 
 async def test_what_has_gathered_goes_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +92,8 @@ async def test_two_leases_of_one_job_go_in_two_batches(monkeypatch: pytest.Monke
     recorder = Recorder()
     first = held()
     second = held(first.job.id, token=2)
-    await flush(recorder, monkeypatch, (first, released(first.job)), completed(second))
+    first.outcome = released(first.job)
+    await flush(recorder, monkeypatch, first, completed(second))
     assert [[outcome.lease_token for outcome in batch] for batch in recorder.batches] == [[1], [2]]
 
 
@@ -107,7 +105,7 @@ async def test_a_refused_batch_is_sent_one_by_one(monkeypatch: pytest.MonkeyPatc
     flushing = await flush(recorder, monkeypatch, *entries)
     assert [len(batch) for batch in recorder.batches] == [3, 1, 1, 1, 1]
     replacement = recorder.batches[3][0]
-    assert (replacement.id, replacement.outcome) == (entries[1][0].job.id, "discard")
+    assert (replacement.id, replacement.outcome) == (entries[1].job.id, "discard")
     assert "result_invalid" in (replacement.error or "")
     assert (flushing.processed, flushing.failed) == (3, 1)
 
@@ -139,7 +137,7 @@ async def test_outcomes_whose_leases_were_lost_in_an_outage_do_not_keep_the_work
     )
     one = held()
     with signals.listen("outage") as outage:
-        flushing.add(*completed(one))
+        flushing.add(completed(one))
         running = asyncio.create_task(flushing.run())
         await asyncio.wait_for(outage.get(), 10)
     assert flushing.lagging
@@ -157,7 +155,7 @@ async def test_a_refusal_for_good_ends_an_outage_too(monkeypatch: pytest.MonkeyP
     link: Any = FakeLink()
     signals = Signals()
     flushing = Finisher(link, Leases(), max_unflushed=10, signals=signals, on_room=lambda: None)
-    flushing.add(*completed(held()))
+    flushing.add(completed(held()))
     flushing.close()
     with signals.listen("recovered") as recovered:
         await asyncio.wait_for(flushing.run(), 10)

@@ -130,7 +130,10 @@ async def test_a_blocked_loop_cannot_keep_the_process_from_ending(
 
 
 async def test_a_cut_line_is_survived(dsn: str, queue: Queue, pipe: Pipe) -> None:
-    async with cuttable(dsn) as (line, through), worker_process(through, "telling_tasks", pipe=pipe) as worker:
+    async with (
+        cuttable(dsn) as (line, through),
+        worker_process(through, "telling_tasks", pipe=pipe, env={"LOG_LEVEL": "DEBUG"}) as worker,
+    ):
         await finished(queue, (await queue.submit("quick")).id)
         for _ in range(2):
             # Cut off before this answer, it would claim nothing.
@@ -305,7 +308,7 @@ async def test_reload_runs_the_changed_code(dsn: str, queue: Queue, tmp_path: Pa
     module = tmp_path / "changing.py"
     source = "from queue_pg import task\n\n@task\nasync def version() -> int:\n    return {}\n"
     module.write_text(source.format(1))
-    async with worker_process(dsn, "changing", "--reload", cwd=tmp_path) as worker:
+    async with worker_process(dsn, "changing", "--reload", cwd=tmp_path, env={"LOG_LEVEL": "DEBUG"}) as worker:
         assert (await finished(queue, (await queue.submit("version")).id)).result == 1
         await worker.logged("watching")
         module.write_text(source.format(2))
@@ -331,7 +334,7 @@ async def test_saving_twice_does_not_cut_running_jobs_short(
         "@task\nasync def slow(path: str) -> str:\n    return await asyncio.to_thread(Path(path).read_text)\n"
     )
     module.write_text(source)
-    async with worker_process(dsn, "changing", "--reload", cwd=tmp_path) as worker:
+    async with worker_process(dsn, "changing", "--reload", cwd=tmp_path, env={"LOG_LEVEL": "DEBUG"}) as worker:
         await worker.logged("watching")
         job = await queue.submit("slow", {"path": str(gate)})
         await worker.logged("attempt 1 of 4 begins")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from queue_pg.errors import InvalidJob
 from queue_pg.models import Outcome
 from queue_pg.outcomes import of_error, of_return
 from queue_pg.payloads import UnreadableJson, decode_json
-from queue_pg.tasks import JobContext, job_context
+from queue_pg.tasks import JobContext, set_current_job
 from queue_pg_workers.forks import ForkGuard
 from queue_pg_workers.kinds import Handler, RunIn
 from queue_pg_workers.leases import Held, Interruption
@@ -22,118 +25,147 @@ from queue_pg_workers.outcomes import (
     payload_unreadable,
     released,
     timed_out,
+    worker_error,
 )
 from queue_pg_workers.processes import HandlerProcesses, ProcessCall
 from queue_pg_workers.signals import Signals
 from queue_pg_workers.threads import HandlerThreads
 
+log = logging.getLogger(__name__)
+
 # How long a cancelled handler may take to clean up before its outcome is recorded without it.
-CANCEL_PATIENCE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """A handler at work. `ended` yields an outcome, whatever happens; `stop` asks it to end.
-
-    `stoppable` is false for threads, which cannot be made to end.
-    """
-
-    ended: asyncio.Future[Outcome]
-    stop: Callable[[], object]
-    stoppable: bool
+CANCEL_PATIENCE_SECONDS: Final = 1.0
 
 
 class Attempts:
-    """Runs handlers on the loop, in threads and in processes."""
+    """Runs handlers on the loop, in threads and in processes.
 
-    def __init__(self, *, name: str, signals: Signals) -> None:
+    For each that was started, `on_outcome` is called once (no outcome: the lease is lost), and `on_ended` when its code
+    has ended. The two moments differ for a handler that does not stop when its time is up: the outcome is recorded, but
+    the slot is still taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        signals: Signals,
+        on_outcome: Callable[[Held, Outcome | None], None],
+        on_ended: Callable[[Held], None],
+    ) -> None:
         self._threads = HandlerThreads(name=f"{name}-handler")
         self._processes = HandlerProcesses()
         self._signals = signals
+        self._on_outcome = on_outcome
+        self._on_ended = on_ended
+        self._guard = ForkGuard()
+        self._loop = asyncio.get_running_loop()
 
-    async def run(self, held: Held, handler: Handler, record: Callable[[Outcome | None], None]) -> None:
-        """Run the handler; call `record` once, with None for a lease that is lost. Return when its code has ended.
+    def start(self, held: Held, handler: Handler) -> None:
+        """Start the handler of a job; it runs when the loop comes to it."""
+        if handler.run_in is RunIn.LOOP:
+            task = self._loop.create_task(self._on_loop(held, handler), name=held.job.id)
+            held.stop = task.cancel
+        else:
+            self._loop.call_soon(self._start_elsewhere, held, handler)
 
-        The two moments differ for a thread past its timeout: the outcome is recorded, but the slot is still taken.
-        """
-        try:
-            kwargs, context = self._prepare(held, handler)
-            execution = self._start(held, handler, kwargs, context)
-        except _Refused as refused:
-            record(refused.outcome)
-            return
-        self._signals.emit("handler_started", held.job.id)
-        interrupted = asyncio.create_task(held.interrupted())
-        either: set[asyncio.Future[Any]] = {execution.ended, interrupted}
-        try:
-            await asyncio.wait(either, timeout=held.job.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not execution.ended.done():
-                await self._stop(held, execution)
-            record(_outcome(held, execution))
-        finally:
-            interrupted.cancel()
-        if not execution.ended.done():
-            await asyncio.wait({execution.ended})
+    def interrupted(self, held: Held) -> None:
+        """Stop a handler for the reason that `held` has; may be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has ended
+            self._loop.call_soon_threadsafe(self._stop, held)
 
     def close(self) -> None:
         self._threads.close()
         self._processes.close()
 
-    def _prepare(self, held: Held, handler: Handler) -> tuple[Mapping[str, Any], JobContext]:
-        """Return the handler's arguments and its `current_job()`. Raise _Refused for a payload that it cannot take."""
+    # --- the three ways to run ----------------------------------------------------------------------------------------
+
+    async def _on_loop(self, held: Held, handler: Handler) -> None:
+        """Await a handler in a task of its own; whatever it raises fails the attempt only.
+
+        SystemExit and KeyboardInterrupt out of a task would end the worker's loop. CancelledError too is an outcome:
+        either we cancelled the handler, and `Held.interruption` says why, or it let one of its own escape.
+        """
         job = held.job
+        # Not in `start`: a task that is cancelled before its first step never gets here.
+        held.running = True
         try:
-            payload = decode_json(job.payload)
-            metadata = decode_json(job.metadata)
-        except UnreadableJson as error:
-            raise _Refused(payload_unreadable(job, str(error))) from None
+            kwargs = _arguments(held, handler)
+            if self._signals.heard("handler_started"):
+                self._signals.emit("handler_started", UUID(job.id))
+            try:
+                set_current_job(held.context)
+                with self._guard:
+                    value = await handler.fn(**kwargs)
+                outcome = of_return(job.id, job.lease_token, value)
+            except BaseException as error:
+                outcome = of_error(job.id, job.lease_token, error)
+        except _Refused as refused:
+            outcome = refused.outcome
+        except Exception as error:
+            outcome = _own_error(held, error)
+        self._ended(held, outcome)
+
+    def _start_elsewhere(self, held: Held, handler: Handler) -> None:
+        held.running = True
         try:
-            kwargs = handler.validate(payload)
-        except InvalidJob as invalid:
-            raise _Refused(payload_invalid(job, invalid)) from None
-        except BaseException as error:
-            # Validators are the user's code too, and SystemExit would end the worker's loop.
-            raise _Refused(of_error(job.id, job.lease_token, error)) from None
-        context = JobContext(
-            job_id=job.id,
-            kind=job.kind,
-            queue=job.queue,
-            org=job.org,
-            attempt=job.attempt,
-            max_attempts=job.max_attempts,
-            lease_token=job.lease_token,
-            metadata=metadata,
-            tags=job.tags,
-            traceparent=job.traceparent,
-            cancelled=held.cancelled,
-        )
-        return kwargs, context
+            if handler.run_in is RunIn.THREAD:
+                running = self._start_in_thread(held, handler)
+            else:
+                running = self._start_in_process(held, handler)
+        except _Refused as refused:
+            self._ended(held, refused.outcome)
+            return
+        except Exception as error:
+            self._ended(held, _own_error(held, error))
+            return
+        self._signals.emit("handler_started", UUID(held.job.id))
+        running.add_done_callback(lambda done: self._ended_elsewhere(held, done.result()))
 
-    async def _stop(self, held: Held, execution: Execution) -> None:
-        # When nothing has interrupted it, its time is up.
-        held.interrupt(Interruption.TIMEOUT)
-        self._signals.emit("handler_interrupted", (held.job.id, held.interruption))
-        execution.stop()
-        if execution.stoppable:
-            await asyncio.wait({execution.ended}, timeout=CANCEL_PATIENCE_SECONDS)
+    def _start_in_thread(self, held: Held, handler: Handler) -> Future[Outcome]:
+        kwargs = _arguments(held, handler)
+        # Threads start with an empty context; handlers expect the one that async code would have.
+        carried = copy_context()
+        return self._threads.submit(lambda: carried.run(_in_thread, handler, kwargs, held, self._guard))
 
-    def _start(self, held: Held, handler: Handler, kwargs: Mapping[str, Any], context: JobContext) -> Execution:
-        if handler.run_in is RunIn.LOOP:
-            task = asyncio.create_task(_on_loop(handler.fn, kwargs, context), name=f"handler of {held.job.id}")
-            return Execution(task, task.cancel, stoppable=True)
-        if handler.run_in is RunIn.THREAD:
-            # Threads start with an empty context; handlers expect the one that async code would have.
-            carried = copy_context()
-            thread = self._threads.submit(lambda: carried.run(_in_thread, handler.fn, kwargs, context))
-            return Execution(asyncio.wrap_future(thread), lambda: None, stoppable=False)
+    def _start_in_process(self, held: Held, handler: Handler) -> Future[Outcome]:
+        kwargs, context = _arguments(held, handler), held.context()
         try:
             call = ProcessCall.of(handler.fn, kwargs, context)
         except BaseException as error:
             # No retry can help: the same parameters make the same arguments.
             raise _Refused(arguments_unpicklable(held.job, error)) from None
-        run, kill = self._processes.prepare(call)
-        waiter = self._threads.submit(lambda: _in_process(run, context))
-        return Execution(asyncio.wrap_future(waiter), kill, stoppable=True)
+        run, held.stop = self._processes.prepare(call)
+        return self._threads.submit(lambda: _in_process(run, context))
+
+    # --- ending -------------------------------------------------------------------------------------------------------
+
+    def _stop(self, held: Held) -> None:
+        if not held.running:
+            return
+        self._signals.emit("handler_interrupted", (UUID(held.job.id), held.interruption))
+        if held.stop is None:
+            self._record(held, None)
+        else:
+            held.stop()
+            self._loop.call_later(CANCEL_PATIENCE_SECONDS, self._record, held, None)
+
+    def _ended_elsewhere(self, held: Held, outcome: Outcome) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._ended, held, outcome)
+
+    def _ended(self, held: Held, outcome: Outcome) -> None:
+        held.running = False
+        # Without it the task and the job would keep each other until the next garbage collection.
+        held.stop = None
+        self._record(held, outcome)
+        self._on_ended(held)
+
+    def _record(self, held: Held, outcome: Outcome | None) -> None:
+        """Pass on how the attempt ended; `outcome` is None as long as the handler's code has not."""
+        if held.outcome is None:
+            held.outcome = outcome = _judged(held, outcome)
+            self._on_outcome(held, None if held.lost else outcome)
 
 
 class _Refused(Exception):
@@ -141,39 +173,52 @@ class _Refused(Exception):
         self.outcome = outcome
 
 
-def _outcome(held: Held, execution: Execution) -> Outcome | None:
-    if held.lost:
-        return None
+def _arguments(held: Held, handler: Handler) -> Mapping[str, Any]:
+    """Return the handler's arguments. Raise _Refused for a job that it cannot take, or that was stopped already."""
+    job = held.job
+    if held.interruption is not None:
+        raise _Refused(released(job))
+    try:
+        payload = decode_json(job.payload)
+        if job.metadata is not None:
+            held.metadata = decode_json(job.metadata)
+    except UnreadableJson as error:
+        raise _Refused(payload_unreadable(job, str(error))) from None
+    try:
+        return handler.validate(payload)
+    except InvalidJob as invalid:
+        raise _Refused(payload_invalid(job, invalid)) from None
+    except BaseException as error:
+        # Validators are the user's code too, and SystemExit would end the worker's loop.
+        raise _Refused(of_error(job.id, job.lease_token, error)) from None
+
+
+def _judged(held: Held, outcome: Outcome | None) -> Outcome:
+    if held.interruption is None and outcome is not None:
+        return outcome
     if held.interruption is Interruption.TIMEOUT:
         return timed_out(held.job)
-    # A task cancelled before its first step has no result.
-    ended = execution.ended.done() and not execution.ended.cancelled()
-    outcome = execution.ended.result() if ended else released(held.job)
-    if held.interruption is not None and outcome.outcome in ("fail", "discard"):
+    if outcome is None or outcome.outcome in ("fail", "discard"):
         # It failed because we stopped it, which is not its fault: hand the job back.
         return released(held.job)
     return outcome
 
 
-async def _on_loop(fn: Callable[..., Awaitable[Any]], kwargs: Mapping[str, Any], context: JobContext) -> Outcome:
-    """Await a handler; whatever it raises fails the attempt only.
+def _own_error(held: Held, error: Exception) -> Outcome:
+    """Return the outcome for an error of ours, not the handler's: the lease must not stay, or be renewed for ever."""
+    log.exception("job %s (%s): the worker failed to run it", held.job.id, held.job.kind)
+    return worker_error(held.job, error)
 
-    SystemExit and KeyboardInterrupt out of a task would end the worker's loop. CancelledError too is an outcome:
-    either we cancelled the handler, and `Held.interruption` says why, or it let one of its own escape.
-    """
+
+def _in_thread(handler: Handler, kwargs: Mapping[str, Any], held: Held, guard: ForkGuard) -> Outcome:
+    job = held.job
     try:
-        with ForkGuard(), job_context(context):
-            return of_return(context.job_id, context.lease_token, await fn(**kwargs))
+        set_current_job(held.context)
+        with guard:
+            value = handler.fn(**kwargs)
+        return of_return(job.id, job.lease_token, value)
     except BaseException as error:
-        return of_error(context.job_id, context.lease_token, error)
-
-
-def _in_thread(fn: Callable[..., Any], kwargs: Mapping[str, Any], context: JobContext) -> Outcome:
-    try:
-        with ForkGuard(), job_context(context):
-            return of_return(context.job_id, context.lease_token, fn(**kwargs))
-    except BaseException as error:
-        return of_error(context.job_id, context.lease_token, error)
+        return of_error(job.id, job.lease_token, error)
 
 
 def _in_process(run: Callable[[], Outcome], context: JobContext) -> Outcome:

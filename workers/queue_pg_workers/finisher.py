@@ -33,17 +33,6 @@ _DATA_ERROR_CLASSES = ("22", "23", "54", "QP")
 _END_STATES = {"complete": "completed", "discard": "failed", "cancel": "cancelled"}
 
 
-class _Entry:
-    __slots__ = ("held", "outcome", "size", "unknown")
-
-    def __init__(self, held: Held, outcome: Outcome) -> None:
-        # Sent before without an answer: it may have been recorded then.
-        self.unknown = False
-        self.held = held
-        self.outcome = outcome
-        self.size = len(outcome.result or "") + len(outcome.error or "") + 200
-
-
 class Finisher:
     """Flushes what has gathered as soon as the flush before is done, so batches grow with the load by themselves."""
 
@@ -56,7 +45,7 @@ class Finisher:
         self._signals = signals
         self._on_room = on_room
         self._outage = Outage("recording outcomes", log=log, signals=signals)
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[Held] = deque()
         self._bytes = 0
         self._in_flight = 0
         self._changed = asyncio.Event()
@@ -75,10 +64,10 @@ class Finisher:
         cut_off = self._outage.lasting and self.unflushed > 0
         return cut_off or self.unflushed > self._max_unflushed or self._bytes > MAX_UNFLUSHED_BYTES
 
-    def add(self, held: Held, outcome: Outcome) -> None:
-        entry = _Entry(held, outcome)
-        self._waiting.append(entry)
-        self._bytes += entry.size
+    def add(self, held: Held) -> None:
+        """Take over a job that has its outcome."""
+        self._waiting.append(held)
+        self._bytes += _size(held)
         self._changed.set()
 
     async def run(self) -> None:
@@ -100,31 +89,34 @@ class Finisher:
         self._closing = True
         self._changed.set()
 
-    def _next_batch(self) -> list[_Entry]:
-        batch: list[_Entry] = []
-        ids: set[UUID] = set()
+    def _next_batch(self) -> list[Held]:
+        batch: list[Held] = []
+        ids: set[str] = set()
         size = 0
         while self._waiting and len(batch) < MAX_BATCH_JOBS and (not batch or size < MAX_BATCH_BYTES):
+            held = self._waiting[0]
             # Of a job that is in a batch twice, the first entry counts: one that was sent before without an answer
             # must not shadow that of the job's next claim.
-            if self._waiting[0].outcome.id in ids:
+            if held.job.id in ids:
                 break
-            entry = self._waiting.popleft()
-            self._bytes -= entry.size
-            ids.add(entry.outcome.id)
-            if entry.held.lost:
-                self._done(entry, accepted=False, state=None)
+            self._waiting.popleft()
+            if held.lost:
+                self._bytes -= _size(held)
+                self._done([held], accepted=False, state=None)
                 continue
-            size += entry.size
-            batch.append(entry)
+            ids.add(held.job.id)
+            size += _size(held)
+            batch.append(held)
+        self._bytes -= size
         return batch
 
-    async def _flush(self, batch: list[_Entry]) -> None:
+    async def _flush(self, batch: list[Held]) -> None:
         self._in_flight = len(batch)
-        for entry in batch:
-            entry.held.sending = True
+        outcomes = [_outcome(held) for held in batch]
+        for held in batch:
+            held.sending = True
         try:
-            answers = await self._link.run(lambda conn: store.finish(conn, [entry.outcome for entry in batch]))
+            answers = await self._link.run(lambda conn: store.finish(conn, outcomes))
         except (psycopg.Error, OSError) as error:
             await self._refused(batch, error)
         else:
@@ -134,11 +126,11 @@ class Finisher:
         self._in_flight = 0
         self._on_room()
 
-    async def _refused(self, batch: list[_Entry], error: Exception) -> None:
+    async def _refused(self, batch: list[Held], error: Exception) -> None:
         if not _is_about_data(error):
             # Recorded or not, who knows: asking again is safe, the token lets it count once.
-            for entry in batch:
-                entry.unknown = True
+            for held in batch:
+                held.unknown = True
             self._put_back(batch)
             await asyncio.sleep(self._outage.failed(error))
             return
@@ -146,51 +138,73 @@ class Finisher:
         self._outage.over()
         if len(batch) > 1:
             log.warning("a batch of %d outcomes was refused (%s), sending them one by one", len(batch), _said(error))
-            for done, entry in enumerate(batch):
-                await self._flush([entry])
+            for done, held in enumerate(batch):
+                await self._flush([held])
                 if self._outage.lasting:
                     self._put_back(batch[done + 1 :])
                     break
-        elif batch[0].outcome.outcome == "discard":
+        elif _outcome(batch[0]).outcome == "discard":
             # Nothing we could say would be taken; the lease runs out and the reaper counts the loss.
-            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].held.job.id, _said(error))
-            self._done(batch[0], accepted=False, state=None)
+            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].job.id, _said(error))
+            self._done(batch, accepted=False, state=None)
         else:
             self._in_flight = 0
-            held = batch[0].held
-            await self._flush([_Entry(held, result_refused(held.job, _said(error)))])
+            [held] = batch
+            held.outcome, held.unknown = result_refused(held.job, _said(error)), False
+            await self._flush(batch)
 
-    def _put_back(self, batch: Sequence[_Entry]) -> None:
-        for entry in reversed(batch):
-            entry.held.sending = False
-            self._waiting.appendleft(entry)
-            self._bytes += entry.size
+    def _put_back(self, batch: Sequence[Held]) -> None:
+        for held in reversed(batch):
+            held.sending = False
+            self._waiting.appendleft(held)
+            self._bytes += _size(held)
 
-    def _answered(self, batch: Sequence[_Entry], answers: Sequence[Finished]) -> None:
+    def _answered(self, batch: list[Held], answers: Sequence[Finished]) -> None:
+        if not answers:
+            self._done(batch, accepted=True, state="completed")
+            return
         by_id = {answer.id: answer for answer in answers}
-        for entry in batch:
-            answer = by_id[entry.outcome.id]
-            recorded_before = entry.unknown and answer.state == _END_STATES.get(entry.outcome.outcome)
-            self._done(entry, accepted=answer.accepted or recorded_before, state=answer.state)
+        self._done([held for held in batch if held.job.id not in by_id], accepted=True, state="completed")
+        for held in batch:
+            if (answer := by_id.get(held.job.id)) is not None:
+                recorded_before = held.unknown and answer.state == _END_STATES.get(_outcome(held).outcome)
+                self._done([held], accepted=answer.accepted or recorded_before, state=answer.state)
 
-    def _done(self, entry: _Entry, *, accepted: bool, state: str | None) -> None:
-        self._leases.remove(entry.held)
-        if accepted and entry.outcome.outcome != "release":
-            self.processed += 1
-            self.failed += entry.outcome.outcome in ("fail", "discard")
-        _log(entry, accepted=accepted, state=state)
-        self._signals.emit("finished", (entry.outcome.id, accepted, state))
+    def _done(self, batch: Sequence[Held], *, accepted: bool, state: str | None) -> None:
+        """Let go of jobs that have all met the same end."""
+        self._leases.remove(batch)
+        if accepted:
+            words = [_outcome(held).outcome for held in batch]
+            self.processed += len(words) - words.count("release")
+            self.failed += words.count("fail") + words.count("discard")
+        if not accepted or state != "completed" or log.isEnabledFor(logging.DEBUG):
+            for held in batch:
+                _log(held, accepted=accepted, state=state)
+        if self._signals.heard("finished"):
+            for held in batch:
+                self._signals.emit("finished", (UUID(held.job.id), accepted, state))
 
 
-def _log(entry: _Entry, *, accepted: bool, state: str | None) -> None:
-    job, outcome = entry.held.job, entry.outcome
+def _outcome(held: Held) -> Outcome:
+    assert held.outcome is not None  # noqa: S101 - `add` takes only those that have one
+    return held.outcome
+
+
+def _size(held: Held) -> int:
+    """Return about how many bytes the outcome takes in a statement."""
+    outcome = _outcome(held)
+    return len(outcome.result or "") + len(outcome.error or "") + 200
+
+
+def _log(held: Held, *, accepted: bool, state: str | None) -> None:
+    job, outcome = held.job, _outcome(held)
     if not accepted:
         log.warning("job %s (%s): the lease was lost, the outcome of this attempt is dropped", job.id, job.kind)
     elif outcome.outcome in ("fail", "discard") and outcome.error is not None:
         code = json.loads(outcome.error).get("code")
         log.warning("job %s (%s): attempt %d failed: %s; it is %s", job.id, job.kind, job.attempt, code, state)
     else:
-        log.info("job %s (%s): %s", job.id, job.kind, state)
+        log.debug("job %s (%s): %s", job.id, job.kind, state)
 
 
 def _said(error: Exception) -> str:

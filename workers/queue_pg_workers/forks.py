@@ -20,11 +20,17 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> N
 class ForkGuard:
     """Ends a child that the block has forked where it would leave the block.
 
-    It would go on as a second worker, on the same connections and with the same leases.
+    It would go on as a second worker, on the same connections and with the same leases. One guard, made in the process
+    that is to go on, serves any number of blocks.
     """
 
-    def __enter__(self) -> None:
+    __slots__ = ("_pid",)
+
+    def __init__(self) -> None:
         self._pid = os.getpid()
+
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if os.getpid() != self._pid:

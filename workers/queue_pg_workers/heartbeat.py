@@ -147,7 +147,7 @@ class Heartbeat:
             if held:
                 ids, tokens = [one.job.id for one in held], [one.job.lease_token for one in held]
                 renewed = store_sync.heartbeat(connection, ids, tokens, lease_seconds=self._lease_seconds)
-                self._leases.extended(held, {lease.id for lease in renewed}, asked_at=asked_at)
+                self._leases.extended(held, {str(lease.id) for lease in renewed}, asked_at=asked_at)
             report = self._report()
             known = store_sync.worker_heartbeat(
                 connection,
@@ -164,7 +164,7 @@ class Heartbeat:
     def _check(self, connection: psycopg.Connection[Any], held: list[Held]) -> None:
         with self._watched(connection):
             standing = store_sync.held(connection, [one.job.id for one in held], [one.job.lease_token for one in held])
-        self._leases.checked(held, standing)
+        self._leases.checked(held, {str(one) for one in standing})
 
     def _plan(self, beaten_at: float) -> None:
         # Under the lock of `cover`, or a lease taken between the look and the decision would be overlooked.

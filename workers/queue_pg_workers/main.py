@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from queue_pg.models import InstanceDefaults
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.forks import handle_stop_signals
+from queue_pg_workers.kinds import Handler
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.choice import ProviderSettings, make_provider
 from queue_pg_workers.target import load_handlers
@@ -48,8 +50,8 @@ def work(config: WorkerConfig) -> int:
     os.environ["DATABASE_URL"] = config.dsn
     try:
         provider = make_provider(config.provider)
-        worker = Worker(config, load_handlers(config.target, provider))
-        asyncio.run(_work(worker, provider))
+        handlers = load_handlers(config.target, provider)
+        asyncio.run(_work(config, handlers, provider))
     except QueuePgError as error:
         print_error(error)
         return error.exit_code
@@ -82,7 +84,8 @@ def config_from_json(text: str) -> WorkerConfig:
     return WorkerConfig(**fields, queues=queues, provider=provider, defaults=defaults)
 
 
-async def _work(worker: Worker, provider: Provider) -> None:
+async def _work(config: WorkerConfig, handlers: Mapping[str, Handler], provider: Provider) -> None:
+    worker = Worker(config, handlers)
     order = _OrderToStop(worker)
     handle_stop_signals(order)
     try:

@@ -30,6 +30,10 @@ class Signals:
         self._lock = threading.Lock()
         self._listeners: dict[str, list[Callable[[Any], None]]] = {}
 
+    def heard(self, point: Point) -> bool:
+        """Tell whether anybody listens; for points that are passed so often that making the value would cost."""
+        return point in self._listeners
+
     def emit(self, point: Point, value: Any = None) -> None:
         if point not in self._listeners:
             return

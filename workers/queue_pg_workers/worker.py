@@ -6,22 +6,23 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
 from queue_pg import store, store_sync
 from queue_pg.connections import connect
 from queue_pg.maintenance import MaintenanceLoop
-from queue_pg.models import ClaimedJob, Outcome
+from queue_pg.models import Outcome
 from queue_pg.schema import check, package_version
 from queue_pg.submission import encode_kinds
 from queue_pg.wakeup import CANCEL, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
+from queue_pg_workers.claiming import Claiming, wait
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.finisher import Finisher
 from queue_pg_workers.heartbeat import Heartbeat, Report
@@ -29,15 +30,15 @@ from queue_pg_workers.kinds import Handler
 from queue_pg_workers.leases import Held, Interruption, Leases
 from queue_pg_workers.link import Link, primary_dsn
 from queue_pg_workers.outage import Outage
-from queue_pg_workers.outcomes import released, worker_error
+from queue_pg_workers.outcomes import released
 from queue_pg_workers.signals import Signals
+from queue_pg_workers.slots import Slots
 from queue_pg_workers.threads import HandlerThreads
 
 log = logging.getLogger(__name__)
 
 # After the grace: for handing jobs back and forgetting the worker's row, database or not.
 CLEANUP_SECONDS = 2.0
-LAST_CLAIM_SECONDS = 1.0
 
 
 class Worker:
@@ -55,11 +56,10 @@ class Worker:
         self._application = f"queue-pg worker {self.id}"[:63]
         self._claiming = Link(self._dsn, application=self._application)
         self._finishing = Link(self._dsn, application=self._application)
-        self._attempts = Attempts(name=self.id, signals=self.signals)
-        self._running: set[asyncio.Task[None]] = set()
-        # Jobs may be there; and, apart from it because an empty queue stays empty when a slot gets free: slots may be.
-        self._hint = asyncio.Event()
-        self._room = asyncio.Event()
+        self._slots = Slots(config.concurrency)
+        self._attempts = Attempts(
+            name=self.id, signals=self.signals, on_outcome=self._has_outcome, on_ended=self._has_ended
+        )
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._finisher = Finisher(
@@ -68,7 +68,7 @@ class Worker:
             # A batch on its way and one that gathers meanwhile.
             max_unflushed=2 * config.concurrency,
             signals=self.signals,
-            on_room=self._room.set,
+            on_room=self._slots.room.set,
         )
         # Daemon threads, unlike those of asyncio.to_thread: a connect that hangs must not delay the end.
         self._threads = HandlerThreads(name=f"{self.id}-housekeeping")
@@ -84,28 +84,37 @@ class Worker:
             lease_seconds=config.lease_seconds,
             signals=self.signals,
         )
+        self._claims = Claiming(
+            config,
+            self.id,
+            handlers,
+            link=self._claiming,
+            leases=self.leases,
+            slots=self._slots,
+            attempts=self._attempts,
+            finisher=self._finisher,
+            cover=self._heartbeat.cover,
+            signals=self.signals,
+        )
 
     def stop(self, *, now: bool = False) -> None:
         """Claim no more, and end when the running jobs have, or the grace has passed; `now`: hand them back at once."""
-        if not self._stop.is_set():
-            self._stop.set()
-            self._claiming.interrupt_in(LAST_CLAIM_SECONDS)
+        self._stop.set()
         if now:
             self._stop_now.set()
-        self._hint.set()
-        self._room.set()
+        self._claims.stop()
 
     @property
     def stuck(self) -> int:
         """How many handlers did not end although they were asked to."""
-        return len(self._running)
+        return len(self._slots)
 
     async def run(self) -> None:
         """Work until stopped. Raise SchemaError when the database's schema does not fit this code."""
         if not await self._start():
             return
         loop = asyncio.get_running_loop()
-        wake = self.wakeups.subscribe(WAKE, callback=lambda: _call_soon(loop, self._hint.set))
+        wake = self.wakeups.subscribe(WAKE, callback=lambda: _call_soon(loop, self._claims.look))
         cancel = self.wakeups.subscribe(CANCEL, self.id, callback=self._heartbeat.check_soon)
         maintenance_stop = asyncio.Event()
         maintenance = MaintenanceLoop(self._dsn, self.wakeups, defaults=self.config.defaults)
@@ -116,14 +125,14 @@ class Worker:
         finishing = asyncio.create_task(self._finisher.run(), name="finishing")
         background = [
             finishing,
-            asyncio.create_task(self._claim_until_stopped(), name="claiming"),
+            asyncio.create_task(self._claims.run(), name="claiming"),
             asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
         ]
         if self.config.maintenance:
             background.append(asyncio.create_task(maintenance.run(maintenance_stop), name="maintenance"))
         try:
             await self._until_stopped(background)
-            log.info("worker %s is stopping, %d jobs are running", self.id, len(self._running))
+            log.info("worker %s is stopping, %d jobs are running", self.id, len(self._slots))
             self.signals.emit("stopping")
             self._heartbeat.beat_soon()
             await self._drain(self.config.grace_seconds)
@@ -155,7 +164,7 @@ class Worker:
             try:
                 await self._unless_stopped(self._check_and_register)
             except (psycopg.Error, OSError) as error:
-                await _wait(self._stop, outage.failed(error))
+                await wait(self._stop, outage.failed(error))
             else:
                 outage.over()
                 return not self._stop.is_set()
@@ -190,89 +199,25 @@ class Worker:
 
     def _report(self) -> Report:
         return Report(
-            active=len(self._running),
+            active=len(self._slots),
             processed=self._finisher.processed,
             failed=self._finisher.failed,
             stopping=self._stop.is_set(),
         )
 
-    # --- claiming -----------------------------------------------------------------------------------------------------
+    # --- a job's way --------------------------------------------------------------------------------------------------
 
-    async def _claim_until_stopped(self) -> None:
-        outage = Outage("claiming", log=log, signals=self.signals)
-        while not self._stop.is_set():
-            # Cleared before the look: what comes during it ends the wait after it.
-            self._hint.clear()
-            self._room.clear()
-            free = self.config.concurrency - len(self._running)
-            if free <= 0 or self._finisher.lagging:
-                await self._room.wait()
-                continue
-            asked_at = time.monotonic()
-            try:
-                jobs = await self._claim(free)
-            except (psycopg.Error, OSError) as error:
-                await _wait(self._stop, outage.failed(error))
-                continue
-            outage.over()
-            if jobs:
-                self.signals.emit("claimed", len(jobs))
-            for job in jobs:
-                self._take(job, asked_at)
-            if len(jobs) < free:
-                self.signals.emit("idle")
-                # A little early and never the same, so that a fleet does not poll in step.
-                await _wait(self._hint, self.config.poll_seconds * random.uniform(0.7, 1.0))
-
-    async def _claim(self, free: int) -> list[ClaimedJob]:
-        return await self._claiming.run(
-            lambda connection: store.claim(
-                connection,
-                self.id,
-                self.config.queues,
-                kinds=sorted(self._handlers),
-                max_jobs=free,
-                lease_seconds=self.config.lease_seconds,
-            )
-        )
-
-    def _take(self, job: ClaimedJob, asked_at: float) -> None:
-        held = Held(job, asked_at=asked_at)
-        self.leases.add(held)
-        if self._stop.is_set():
-            self._finisher.add(held, released(job))
+    def _has_outcome(self, held: Held, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self._finisher.add(held)
             return
-        self._heartbeat.cover(job.lease_seconds)
-        task = asyncio.create_task(self._run_job(held), name=f"job {job.id}")
-        self._running.add(task)
-        task.add_done_callback(self._freed)
+        self.leases.remove([held])
+        self.signals.emit("finished", (UUID(held.job.id), False, None))
 
-    async def _run_job(self, held: Held) -> None:
-        job = held.job
-        recorded = False
-        log.info("job %s (%s): attempt %d of %d begins", job.id, job.kind, job.attempt, job.max_attempts)
-
-        def record(outcome: Outcome | None) -> None:
-            nonlocal recorded
-            recorded = True
-            if outcome is None:
-                self.leases.remove(held)
-                self.signals.emit("finished", (held.job.id, False, None))
-            else:
-                self._finisher.add(held, outcome)
-
-        try:
-            await self._attempts.run(held, self._handlers[job.kind], record)
-        except Exception as error:
-            # Ours, not the handler's. The lease must not stay, or the heartbeat would renew it for ever.
-            log.exception("job %s (%s): the worker failed to run it", job.id, job.kind)
-            if not recorded:
-                record(worker_error(job, error))
-
-    def _freed(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self.signals.emit("slot_freed", task.get_name())
-        self._room.set()
+    def _has_ended(self, held: Held) -> None:
+        self._slots.give_back(held)
+        if self.signals.heard("slot_freed"):
+            self.signals.emit("slot_freed", UUID(held.job.id))
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -289,12 +234,12 @@ class Worker:
     async def _drain(self, grace_seconds: float) -> None:
         """Wait for the running jobs to end and to be recorded."""
         deadline = time.monotonic() + grace_seconds
-        while (self._running or self._finisher.unflushed) and not self._stop_now.is_set():
+        while (self._slots or self._finisher.unflushed) and not self._stop_now.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 return
-            self._room.clear()
-            await _wait(self._room, left)
+            self._slots.room.clear()
+            await wait(self._slots.room, left)
 
     async def _clean_up(self, finishing: asyncio.Task[None], background: list[asyncio.Task[None]]) -> None:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
@@ -303,9 +248,9 @@ class Worker:
             link.hurry(CANCEL_PATIENCE_SECONDS + CLEANUP_SECONDS)
         for held in self.leases.all():
             held.interrupt(Interruption.SHUTDOWN)
-        if self._running:
-            log.warning("worker %s hands back %d running jobs", self.id, len(self._running))
-            await asyncio.wait(self._running, timeout=CANCEL_PATIENCE_SECONDS + 0.2)
+        if self._slots:
+            log.warning("worker %s hands back %d running jobs", self.id, len(self._slots))
+            await self._slots.all_free(CANCEL_PATIENCE_SECONDS + 0.2)
         self._finisher.close()
         await asyncio.wait({finishing}, timeout=CLEANUP_SECONDS)
         for link in (self._claiming, self._finishing):
@@ -329,15 +274,6 @@ class Worker:
         """Run functions that block at the same time, and wait for them at most so long."""
         running = {asyncio.wrap_future(self._threads.submit(fn)) for fn in functions}
         await asyncio.wait(running, timeout=timeout_seconds)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, at most so long."""
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({waiting}, timeout=seconds)
-    finally:
-        waiting.cancel()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, fn: Callable[[], None]) -> None:

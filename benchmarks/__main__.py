@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import FrameType
 
+import psycopg
+
 from benchmarks import report
 from benchmarks.bench import Bench
-from benchmarks.children import ChildFailed
+from benchmarks.children import Failed
 from benchmarks.contestants.base import WORKSHOP
 from benchmarks.contestants.peers import versions
 from benchmarks.measures.catalogue import MEASURES
@@ -54,8 +56,8 @@ def _measure(names: Sequence[str], options: argparse.Namespace) -> int:
             begin = time.monotonic()
             try:
                 record = MEASURES[name].run(bench)
-            except ChildFailed as error:
-                print(f"error: {name}: {error}", file=sys.stderr)
+            except (Failed, psycopg.Error, OSError) as error:
+                print(f"error: {name}: {' '.join(str(error).split())}", file=sys.stderr)
                 failed = True
                 continue
             record.runs, record.quick, record.commit = bench.runs, bench.quick, commit()

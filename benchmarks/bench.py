@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from benchmarks.children import Child, ChildFailed, started
+from benchmarks.children import Child, Failed, started
 from benchmarks.contestants.base import Contestant
 from benchmarks.marks import Marks, new_marks
 from benchmarks.model import Record
@@ -59,7 +59,7 @@ class Bench:
         """Let a peer fail without ending the measure; the report says so. queue-pg and the raw loop may not fail."""
         try:
             yield
-        except ChildFailed as error:
+        except Failed as error:
             if contestant.name.startswith(("queue-pg", "raw")):
                 raise
             record.note(f"{contestant.name} failed: {str(error)[:600]}")

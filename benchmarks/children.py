@@ -18,7 +18,11 @@ STOP_SECONDS = 10.0
 KEPT_LINES = 15
 
 
-class ChildFailed(Exception):
+class Failed(Exception):
+    """What was to be measured did not happen."""
+
+
+class ChildFailed(Failed):
     """A process ended early, or was not ready in time. The message holds the end of its output."""
 
 

@@ -47,8 +47,8 @@ def lines(plot: Plot) -> str:
     """Draw lines over a common x axis; both axes begin at zero."""
     height, left, right, bottom = 300, 78, 16, 44
     legend = 18 * -(-len(plot.lines) // 3)
-    top = TOP + legend
-    height += legend
+    top = TOP + legend + 8
+    height += legend + 8
     xs = [x for line in plot.lines.values() for x in line.x] or [1.0]
     ys = [y for line in plot.lines.values() for y in line.y] or [1.0]
     x_top, y_ticks = max(xs) or 1.0, ticks(max(ys))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.bench import Bench
+from benchmarks.children import Failed
 from benchmarks.contestants.api import queue_pg_api
 from benchmarks.contestants.queue_pg import migrate_database
 from benchmarks.model import Metric, Record, Target
@@ -61,9 +62,9 @@ def run(bench: Bench) -> Record:
                 else:
                     submit = partial(_copy if name == RAW else _submit_many, database, payloads)
                     figures = _timed(bench, database, submit, len(payloads))
-                table = "plain_jobs" if name == RAW else "queue_pg.jobs"
                 stored = database.scalar(statement("count_plain" if name == RAW else "count_jobs"))
-                assert stored == len(payloads), f"{name} has stored {stored} jobs in {table}"
+            if stored != len(payloads):
+                raise Failed(f"{name} has stored {stored} of {len(payloads)} jobs")
             record.add(name, **figures)
             bench.say(f"{name:22} {figures['rate']:,.0f} jobs/s")
     return record
@@ -104,4 +105,5 @@ def _post(port: int, body: bytes) -> None:
     answer = connection.getresponse()
     said = answer.read()
     connection.close()
-    assert answer.status < 300, f"the API answered {answer.status}: {said[:300]!r}"
+    if answer.status >= 300:
+        raise Failed(f"the API answered {answer.status}: {said[:300]!r}")

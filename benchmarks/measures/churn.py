@@ -98,6 +98,7 @@ def run(bench: Bench) -> Record:
         "Live table, its indexes, worker memory", "jobs done", "MB",
         {"table": probed["table"], "indexes": probed["indexes"], "worker RSS": probed["rss"]},
     )  # fmt: skip
+    record.plots["history"] = Plot("History", "jobs done", "MB", {"all partitions": probed["history"]})
     bench.say(f"{progress.rate:,.0f} jobs/s, last tenth to first {tenths[-1] / tenths[0]:.2f}, kept {found:,}")
     return record
 
@@ -120,8 +121,9 @@ class _RetentionOnce:
 
 def _probe(database: Database, pid: int) -> Callable[[], dict[str, float]]:
     def probe() -> dict[str, float]:
-        table, indexes = database.execute(statement("live_sizes"))[0]
-        return {"table": table / 1e6, "indexes": indexes / 1e6, "rss": proc.largest_rss_bytes(pid) / 1e6}
+        table, indexes, history = database.execute(statement("live_sizes"))[0]
+        sizes = {"table": table / 1e6, "indexes": indexes / 1e6, "history": history / 1e6}
+        return sizes | {"rss": proc.largest_rss_bytes(pid) / 1e6}
 
     return probe
 

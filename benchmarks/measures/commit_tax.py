@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.children import Command, started
+from benchmarks.children import Command, Failed, started
 from benchmarks.children import run as run_command
 from benchmarks.contestants.queue_pg import migrate_database, wait_for_workers, worker_command
 from benchmarks.marks import new_marks
@@ -120,5 +120,6 @@ def _pgbench(database: Database, table: str, clients: int, *, slow: bool) -> flo
         arguments += ["--protocol=prepared", f"--file={script.name}", database.dsn]
         said = run_command(Command([str(programs() / "pgbench"), *arguments], {"PGOPTIONS": options}, Path("/")))
     found = re.search(r"tps = ([0-9.]+)", said)
-    assert found is not None, said
+    if found is None:
+        raise Failed(f"pgbench reported no rate: {said}")
     return float(found.group(1))

@@ -41,15 +41,26 @@ class SyncPulling(ABC):
         kinds: Sequence[str] | None = None,
         max_jobs: int = 1,
         lease_seconds: float | None = None,
+        arm: bool | None = None,
     ) -> list[ClaimedJob]:
-        """Lease up to `max_jobs` queued jobs to `worker_id`; their payloads are JSON text (payloads.decode_json)."""
+        """Lease up to `max_jobs` queued jobs to `worker_id`; their payloads are JSON text (payloads.decode_json).
+
+        With `arm` an empty-handed claim asks for a notification of the next job (wakeup.WAKE), and looks once more.
+        """
         arguments.check_texts("queues", queues)
         arguments.check_texts("kinds", kinds or ())
         arguments.check_filters(worker_id=worker_id)
         arguments.lease_seconds(lease_seconds)
         with self.connection() as conn:
             return store.claim(
-                conn, worker_id, queues, kinds=kinds, max_jobs=max_jobs, lease_seconds=lease_seconds, org=self.org
+                conn,
+                worker_id,
+                queues,
+                kinds=kinds,
+                max_jobs=max_jobs,
+                lease_seconds=lease_seconds,
+                org=self.org,
+                arm=arm,
             )
 
     def heartbeat(

@@ -186,8 +186,12 @@ def claim(
     max_jobs: int = 1,
     lease_seconds: float | None = None,
     org: str | None = None,
+    arm: bool | None = None,
 ) -> list[ClaimedJob]:
-    """Lease up to `max_jobs` jobs. None means any kind, any tenant, and the queue's own lease."""
+    """Lease up to `max_jobs` jobs. None means any kind, any tenant, and the queue's own lease.
+
+    With `arm` an empty-handed claim asks for a notification of the next job, and looks once more.
+    """
     params = {
         "worker_id": worker_id,
         "queues": list(queues),
@@ -195,6 +199,7 @@ def claim(
         "max_jobs": max_jobs,
         "lease_seconds": lease_seconds,
         "org": org,
+        "arm": arm,
     }
     return [ClaimedJob(**row) for row in _all(conn, "claim", params)]
 

@@ -20,7 +20,8 @@ create domain queue_pg.timeout as interval
   constraint jobs_timeout_range check (queue_pg.is_duration(value, '1 millisecond', '365 days'));
 create domain queue_pg.max_attempts as integer constraint jobs_max_attempts_range check (value between 1 and 1000);
 create domain queue_pg.cost as integer constraint jobs_cost_range check (value >= 0);
--- Counters and the fence stay far from the ends of their types: one that overflowed would stop maintenance for all.
+-- What the functions count up stays within what its type can hold: one row at the end of a range, made by hand, would
+-- stop the statements that add to it for all jobs. The functions stop adding at the end of these.
 create domain queue_pg.counter as integer constraint jobs_counter_range check (value between 0 and 1000000000);
 create domain queue_pg.lease_token as bigint
   constraint jobs_lease_token_range check (value between 0 and 1000000000000000000);
@@ -38,6 +39,7 @@ drop trigger if exists jobs_schedule on queue_pg.jobs;
 drop trigger if exists jobs_unique_key on queue_pg.jobs;
 drop function if exists
   queue_pg.wake(), queue_pg.jobs_wake(), queue_pg.jobs_admit(), queue_pg.jobs_schedule(),
+  queue_pg.jobs_unique_key(),
   queue_pg.retire(uuid[], queue_pg.job_state[], jsonb[], jsonb[]),
   queue_pg.claim(text, text[], text[], integer, interval, text);
 

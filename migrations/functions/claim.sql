@@ -279,11 +279,12 @@ begin
   select s.* into v_settings from queue_pg.settings s;
   v_own_leases := lease is null and exists (select from queue_pg.queues q where q.lease is not null);
   v_own_limits := exists (select from queue_pg.kinds k where k.max_attempts is not null or k.timeout is not null);
+  -- The ends of the ranges of a row made by hand must not stop the others: see the domains of the columns.
   -- An attempt's limits are settled here, so that all who deal with it (heartbeat, reaper, worker) mean the same.
   return query
   update queue_pg.jobs j
-  set state = 'running', attempt = j.attempt + 1, lease_token = j.lease_token + 1, worker_id = claim.worker_id,
-    claimed_at = v_now,
+  set state = 'running', attempt = least(j.attempt, 999999999) + 1,
+    lease_token = least(j.lease_token, 999999999999999999) + 1, worker_id = claim.worker_id, claimed_at = v_now,
     lease_expires_at = v_now + coalesce(
       lease,
       case when v_own_leases then (select q.lease from queue_pg.queues q where q.org = j.org and q.queue = j.queue) end,

@@ -18,7 +18,7 @@ begin
     from unnest(ids, types, data) with ordinality as e (id, type, data, nr)
   ),
   numbered as (
-    update queue_pg.jobs j set last_event_seq = j.last_event_seq + e.steps
+    update queue_pg.jobs j set last_event_seq = least(j.last_event_seq, 1000000000 - e.steps) + e.steps
     from entry e where j.id = e.id and e.step = 1
     returning j.id, j.last_event_seq - e.steps as before, j.attempt, j.worker_id
   )

@@ -85,7 +85,7 @@ begin
     run_at = u.run_at,
     error = u.error,
     attempt = greatest(j.attempt - case when u.timed_out then 0 else 1 end, 0),
-    lease_losses = j.lease_losses + case when u.timed_out then 0 else 1 end
+    lease_losses = least(j.lease_losses, 999999999) + case when u.timed_out then 0 else 1 end
   from unnest(v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended) as u (id, state, error, run_at, timed_out, ended)
   where j.id = u.id;
   if true = any (v_ended) then

@@ -1,5 +1,5 @@
--- Submission. A plain INSERT does the same for everything but the reuse of a unique key; see jobs_wake, jobs_schedule
--- and jobs_unique_key for what the table's triggers add.
+-- Submission. A plain INSERT does the same for everything but the reuse of a unique key; arrive.sql has what the table's
+-- trigger adds.
 
 -- Stores many jobs, all or none, and returns one row for each in the order given (positions start at 1).
 -- `jobs` is an array of objects with the keys kind, payload, queue, priority, run_at, delay_seconds, max_attempts,
@@ -63,12 +63,13 @@ begin
   end loop;
 
   insert into queue_pg.jobs (
-    id, run_at, created_at, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key, tags,
-    metadata, traceparent)
+    id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
+    tags, metadata, traceparent)
   select
     v_wanted[n.nr],
-    coalesce(r.run_at, v_now + coalesce(r.delay_seconds, 0) * interval '1 second'),
+    d.run_at,
     v_now,
+    case when d.run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state,
     r.max_attempts,
     coalesce(r.priority, 0),
     coalesce(r.org, 'default'),
@@ -90,6 +91,8 @@ begin
     kind, payload, queue, priority, run_at, delay_seconds, max_attempts, timeout_seconds, expires_at, unique_key, tags,
     metadata, org, traceparent, nr)
   cross join lateral (select r.nr) n
+  cross join lateral (
+    select coalesce(r.run_at, v_now + coalesce(r.delay_seconds, 0) * interval '1 second') as run_at) d
   where v_owners[n.nr] = v_wanted[n.nr];
 
   return query
@@ -123,6 +126,7 @@ as $$
 declare
   v_id uuid := queue_pg.uuid7();
   v_now timestamptz := queue_pg.now();
+  v_run_at timestamptz := coalesce(submit.run_at, v_now + coalesce(submit.delay, '0'));
   v_owner uuid;
 begin
   if submit.unique_key is not null then
@@ -137,10 +141,11 @@ begin
     end if;
   end if;
   insert into queue_pg.jobs (
-    id, run_at, created_at, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key, tags,
-    metadata, traceparent)
+    id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
+    tags, metadata, traceparent)
   values (
-    v_id, coalesce(submit.run_at, v_now + coalesce(submit.delay, '0')), v_now, submit.max_attempts,
+    v_id, v_run_at, v_now, case when v_run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state,
+    submit.max_attempts,
     coalesce(submit.priority, 0), coalesce(submit.org, 'default'), coalesce(submit.queue, 'default'), submit.kind,
     coalesce(submit.payload, '{}'), queue_pg.plain_interval(submit.timeout), submit.expires_at, submit.unique_key,
     coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent);

@@ -47,9 +47,10 @@ begin
 end
 $$;
 
--- A plain INSERT with a key that another job has is refused as any unique index would: 23505. Use submit() to get the
--- existing job instead.
-create or replace function queue_pg.jobs_unique_key() returns trigger
+-- For a plain INSERT: a key that another job has is refused as by any unique index, 23505. Use submit() to get the
+-- existing job instead. A row whose id exists takes no key: its INSERT is about to fail, or ON CONFLICT leaves it out.
+create or replace function queue_pg.keep_unique_key(
+  org text, unique_key text, id uuid, queue text, kind text, payload jsonb) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -57,23 +58,21 @@ declare
   v_owner uuid;
   v_detail text;
 begin
+  if exists (select from queue_pg.jobs j where j.id = keep_unique_key.id) then
+    return;
+  end if;
   begin
-    v_owner := queue_pg.take_unique_key(new.org, new.unique_key, new.id, new.queue, new.kind, new.payload);
+    v_owner := queue_pg.take_unique_key(org, unique_key, id, queue, kind, payload);
   exception when sqlstate 'QP004' then
     get stacked diagnostics v_detail = pg_exception_detail;
     v_owner := (v_detail::jsonb ->> 'id')::uuid;
   end;
-  if v_owner <> new.id then
+  if v_owner <> id then
     raise exception using errcode = 'unique_violation', schema = 'queue_pg', table = 'jobs',
       constraint = 'unique_keys_pkey',
-      message = format('unique key %L already belongs to job %s', new.unique_key, v_owner),
-      detail = jsonb_build_object('unique_key', new.unique_key, 'id', v_owner)::text,
+      message = format('unique key %L already belongs to job %s', unique_key, v_owner),
+      detail = jsonb_build_object('unique_key', unique_key, 'id', v_owner)::text,
       hint = 'Call queue_pg.submit(): it returns the existing job.';
   end if;
-  return null;
 end
 $$;
-
--- AFTER, unlike jobs_arrive, so that a row that ON CONFLICT DO NOTHING leaves out takes no key.
-create or replace trigger jobs_unique_key after insert on queue_pg.jobs
-  for each row when (new.unique_key is not null) execute function queue_pg.jobs_unique_key();

@@ -43,6 +43,17 @@ async def test_what_only_the_functions_set_cannot_be_inserted(conn: Connection, 
     assert refused.value.sqlstate in ("QP005", "23514")
 
 
+async def test_a_row_at_the_end_of_its_ranges_stops_nobody(conn: Connection, clock: Clock) -> None:
+    await conn.execute(
+        "insert into queue_pg.jobs (kind, attempt, lease_losses, last_event_seq, lease_token)"
+        " values ('odd', 1000000000, 1000000000, 1000000000, 1000000000000000000), ('plain', 0, 0, 0, 0)"
+    )
+    claimed = await rows(conn, "select kind, lease_token from queue_pg.claim('w', '{default}', max_jobs => 2)")
+    assert sorted(claimed) == [("odd", 10**18), ("plain", 1)]
+    clock.advance(31)
+    assert sorted(await rows(conn, "select state from queue_pg.reap()")) == [("failed",), ("queued",)]
+
+
 @pytest.mark.parametrize(
     "timeout", ["71582788 months -2147483640 days 1 second", "1 month", "-1 day 48 hours", "0", "366 days"]
 )
@@ -66,7 +77,10 @@ async def test_what_stops_the_reaper_does_not_stop_promotion_and_expiry(conn: Co
     await conn.execute("select queue_pg.claim('w', '{default}')")
     await conn.execute("select queue_pg.submit('k', delay => '1 s')")
     await conn.execute("select queue_pg.submit('k', expires_at => queue_pg.now() + '1 s')")
-    await conn.execute("update queue_pg.jobs set lease_losses = 1000000000 where state = 'running'")
+    await conn.execute(
+        "create or replace function queue_pg.backoff(attempt integer, retry_base interval, retry_cap interval)"
+        " returns interval language plpgsql as $$ begin raise 'stopped'; end $$"
+    )
     clock.advance(31)
     warnings: list[str] = []
     conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))

@@ -46,17 +46,18 @@ begin
   into v_from, v_to from queue_pg.partitions p where p.parent = cover.parent;
   covered_until := v_to;
 
-  -- Against writers, not readers. A row on its way to the default partition while its range gets a partition of its
-  -- own would be refused there (23514), and one that arrives after the look would make ATTACH fail.
-  execute format('lock table queue_pg.%I in share row exclusive mode', parent);
   execute format('select count(*) from (select from queue_pg.%I where %I >= %L and %I < %L limit 50001) d',
     parent || '_default', key, v_from, key, v_to) into v_misplaced;
   if v_misplaced > 50000 then
     return;
   end if;
   v_name := format('%s_%s', parent, to_char(v_from at time zone 'utc', 'YYYYMMDD"t"HH24MISS'));
-  execute format('create table queue_pg.%I (like queue_pg.%I including defaults including constraints)', v_name, parent);
+  execute format('create table queue_pg.%I (like queue_pg.%I including defaults including constraints including indexes)',
+    v_name, parent);
   execute format('alter table queue_pg.%I replica identity full', v_name);
+  -- Against writers, not readers, and as late as can be. A row on its way to the default partition while its range gets
+  -- a partition of its own would be refused there (23514), and one that arrives after the look would make ATTACH fail.
+  execute format('lock table queue_pg.%I in share row exclusive mode', parent);
   execute format(
     'with moved as (delete from queue_pg.%I where %I >= %L and %I < %L returning *) '
     'insert into queue_pg.%I select * from moved',
@@ -165,8 +166,9 @@ exception when lock_not_available or deadlock_detected then
 end
 $$;
 
--- Creates the partitions that will be needed soon, sweeps, and drops the oldest partition whose whole range has passed:
--- one a call, because DROP keeps everybody out of history until the transaction ends. Call it again after again_seconds.
+-- Sweeps; then creates the partitions that will be needed soon or, when there are enough, drops the oldest one whose
+-- whole range has passed: one a call, because DROP keeps everybody out of history until the transaction ends. Call it
+-- again after again_seconds.
 -- A lock is waited for at most 250 ms, in which writers of history wait behind; then nothing more that locks is tried,
 -- and not again for 10 s. What fails for another reason is reported as a warning and does not keep the rest from being
 -- done.
@@ -231,7 +233,8 @@ begin
       then (select s.events_retention from queue_pg.settings s) else interval '0' end
     order by p.to_at
   loop
-    exit when v_blocked or dropped > 0;
+    -- Making one keeps writers out until the transaction ends: that is no time to count what is in another.
+    exit when v_blocked or dropped > 0 or created > 0;
     begin
       dropped := queue_pg.drop_partition(v_parent, v_name)::integer;
       v_blocked := dropped = 0;
@@ -240,7 +243,8 @@ begin
     end;
   end loop;
   again_seconds := case
-    when v_blocked then greatest(again_seconds, 10) when v_more or dropped > 0 then 0 else again_seconds end;
+    when v_blocked then greatest(again_seconds, 10) when v_more or created + dropped > 0 then 0
+    else again_seconds end;
   return next;
 end
 $$;

@@ -123,7 +123,7 @@ async def test_a_partition_that_somebody_dropped_or_uses_stops_nothing(conn: Con
     (dropped,), (used,), *_ = names
     await conn.execute(f"drop table queue_pg.{dropped}")
     await conn.execute(f"create view public.mine as select * from queue_pg.{used}")
-    while await one(conn, "select dropped from queue_pg.maintain_history()"):
+    while await one(conn, "select again_seconds from queue_pg.maintain_history()") == 0:
         pass
     left = "select name from queue_pg.partitions where parent = 'finished_jobs' and to_at < queue_pg.now()"
     assert await rows(conn, left) == [(used,)]

@@ -60,7 +60,7 @@ def _measure(names: Sequence[str], options: argparse.Namespace) -> int:
                 print(f"error: {name}: {' '.join(str(error).split())}", file=sys.stderr)
                 failed = True
                 continue
-            record.runs, record.quick, record.commit = bench.runs, bench.quick, commit()
+            record.quick, record.commit = bench.quick, commit()
             record.seconds = time.monotonic() - begin
             record.measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
             print(report.verdict_lines(MEASURES[name], record), file=sys.stderr)

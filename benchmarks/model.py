@@ -62,7 +62,6 @@ class Plot:
 class Record:
     """The figures of one measure: contestant, metric, one value per run. In the order in which they were added."""
 
-    runs: int = 0
     quick: bool = False
     measured_at: str = ""
     commit: str = ""
@@ -71,6 +70,11 @@ class Record:
     settings: dict[str, str] = field(default_factory=dict[str, str])
     plots: dict[str, Plot] = field(default_factory=dict[str, Plot])
     notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def runs(self) -> int:
+        """How often it ran; long measures run once whatever was asked."""
+        return max((len(values) for metrics in self.figures.values() for values in metrics.values()), default=0)
 
     def add(self, contestant: str, **values: float) -> None:
         """Add one run's figures of a contestant."""

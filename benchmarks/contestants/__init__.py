@@ -1,4 +1,6 @@
-"""Those that are measured. To add one: a module here with a subclass of Contestant, and a line in `drain.CONTESTANTS`.
+"""Those that are measured.
 
-A contestant of another environment (PyPI, npm) has its worker as a script in `benchmarks/peers`.
+To add a peer: its version in `benchmarks/peers/requirements.txt` or `package.json`, a script beside them that fills the
+queue (`prepare N`) and works (`work`), and an entry in `peers.all_peers`. It then takes part in `drain`, and with a
+statement that submits one job also in `latency`.
 """

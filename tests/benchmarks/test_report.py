@@ -28,7 +28,7 @@ def test_no_quick_run_is_published() -> None:
 
 
 def _results() -> Results:
-    drain = Record(runs=3, measured_at="2030-01-01 00:00 UTC", commit="abc")
+    drain = Record(measured_at="2030-01-01 00:00 UTC", commit="abc")
     for rate, wal in ((20_000.0, 900.0), (22_000.0, 910.0), (21_000.0, 905.0)):
         drain.add("queue-pg", rate=rate * 1.3, pg_us=30.0, wal=wal)
         drain.add("raw", rate=rate, pg_us=25.0, wal=800.0)

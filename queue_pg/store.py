@@ -223,6 +223,11 @@ async def claim_for_worker(
         return [LeasedJob._make(row) for row in await cursor.fetchall()]
 
 
+async def disarm(conn: AsyncConnection[Any], queues: Sequence[str]) -> None:
+    """Take back what `arm` of a claim asked for: nobody here waits for these queues any more."""
+    await _run(conn, "disarm", {"queues": text_array(queues)})
+
+
 async def heartbeat(
     conn: AsyncConnection[Any],
     ids: Sequence[UUID | str],

@@ -226,6 +226,11 @@ def claim_for_worker(
         return [LeasedJob._make(row) for row in cursor.fetchall()]
 
 
+def disarm(conn: Connection[Any], queues: Sequence[str]) -> None:
+    """Take back what `arm` of a claim asked for: nobody here waits for these queues any more."""
+    _run(conn, "disarm", {"queues": text_array(queues)})
+
+
 def heartbeat(
     conn: Connection[Any],
     ids: Sequence[UUID | str],

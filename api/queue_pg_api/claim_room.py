@@ -3,19 +3,25 @@
 Waiters that want the same (organisation, queues, kinds) form a line. When something may have become claimable, the
 first in the line tries; only when it was filled up does the next one try. So a thousand idle workers cost one empty
 claim for each wake-up, not a thousand, and the one that has waited longest is served first.
+
+A claim that is going to wait arms its queues, so that the next INSERT notifies. A transaction that inserted before that
+and commits after it does not, so a line looks once more soon after arming, and at its fallback interval for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from queue_pg.errors import DatabaseUnavailable, QueuePgError, SchemaError
 from queue_pg.models import ClaimedJob
+from queue_pg_api.queue_watch import QueueWatch
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,11 @@ logger = logging.getLogger(__name__)
 ROUND_SPACING_SECONDS = 0.01
 # A job that became claimable without a notice (lost connection, notices switched off) is found after this long.
 FALLBACK_SECONDS = 1.0
+# While notifications arrive, many lines look more seldom: together about four times a second.
+LINES_A_FALLBACK = 4
+LONGEST_FALLBACK_SECONDS = 5.0
+# By then a transaction that was committing while its queue was armed is over.
+SECOND_LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +62,9 @@ class _Waiter:
 class _Line:
     waiters: deque[_Waiter] = field(default_factory=deque[_Waiter])
     kick: asyncio.Event = field(default_factory=asyncio.Event)
+    watching: ExitStack = field(default_factory=ExitStack)
+    second_look: asyncio.TimerHandle | None = None
+    is_second_look: bool = False
 
 
 class ClaimRoom:
@@ -58,12 +72,14 @@ class ClaimRoom:
 
     def __init__(
         self,
-        claim: Callable[[Wanted], Awaitable[list[ClaimedJob]]],
+        claim: Callable[[Wanted, bool], Awaitable[list[ClaimedJob]]],
         give_back: Callable[[Sequence[ClaimedJob]], Awaitable[None]],
         *,
+        watch: QueueWatch | None = None,
         fallback_seconds: float = FALLBACK_SECONDS,
     ) -> None:
         self._claim = claim
+        self._watch = watch
         self._give_back = give_back
         self._fallback_seconds = fallback_seconds
         self._lines: dict[object, _Line] = {}
@@ -76,7 +92,7 @@ class ClaimRoom:
         return sum(len(line.waiters) for line in self._lines.values())
 
     def wake(self) -> None:
-        """Say that something may have become claimable."""
+        """Say that something may have become claimable, in whichever queue."""
         self._wakes += 1
         for line in self._lines.values():
             line.kick.set()
@@ -84,14 +100,18 @@ class ClaimRoom:
     async def claim(self, wanted: Wanted, *, wait_seconds: float, until: Sequence[asyncio.Event]) -> list[ClaimedJob]:
         """Claim now, or wait for jobs until `wait_seconds` have passed or one of the events is set."""
         wakes = self._wakes
-        jobs = await self._claim_safely(wanted)
-        if jobs or wait_seconds <= 0 or any(event.is_set() for event in until):
-            return jobs
-        waiter = _Waiter(wanted, asyncio.get_running_loop().create_future())
-        line = self._join(waiter)
-        if wakes != self._wakes:
+        woken = asyncio.Event()
+        with self._watching(wanted, woken) if wait_seconds > 0 else nullcontext():
+            jobs = await self._claim_safely(wanted, arm=wait_seconds > 0 and self._listening)
+            if jobs or wait_seconds <= 0 or any(event.is_set() for event in until):
+                return jobs
+            waiter = _Waiter(wanted, asyncio.get_running_loop().create_future())
+            line = self._join(waiter)
+        if woken.is_set() or wakes != self._wakes:
             # A job came between the empty claim above and joining the line: nobody else would look for it.
             line.kick.set()
+        elif self._listening:
+            self._look_again(line)
         ended: list[asyncio.Future[Any]] = [asyncio.ensure_future(event.wait()) for event in until]
         delivered = False
         try:
@@ -106,6 +126,8 @@ class ClaimRoom:
                 task.cancel()
             if waiter in line.waiters:
                 line.waiters.remove(waiter)
+            if not line.waiters:
+                line.kick.set()  # to end
             if not waiter.jobs.done():
                 waiter.jobs.cancel()
             elif not delivered and not waiter.jobs.cancelled() and waiter.jobs.exception() is None:
@@ -128,6 +150,7 @@ class ClaimRoom:
         if line is None:
             line = self._lines[key] = _Line()
             line.waiters.append(waiter)
+            line.watching.enter_context(self._watching(waiter.wanted, line.kick))
             self._spawn(self._serve(key, line))
         else:
             line.waiters.append(waiter)
@@ -137,16 +160,47 @@ class ClaimRoom:
         try:
             while line.waiters:
                 try:
-                    async with asyncio.timeout(self._fallback_seconds):
+                    async with asyncio.timeout(self._pause_seconds()):
                         await line.kick.wait()
                 except TimeoutError:
                     pass
                 line.kick.clear()
-                if not await self._round(line):
-                    await asyncio.sleep(ROUND_SPACING_SECONDS)
+                if not line.waiters:
+                    break
+                second, line.is_second_look = line.is_second_look, False
+                if await self._round(line):
+                    continue
+                if self._listening and not second:
+                    self._look_again(line)
+                await asyncio.sleep(ROUND_SPACING_SECONDS)
         finally:
             # No await since the line was seen empty: nobody can have joined it in between.
             del self._lines[key]
+            line.watching.close()
+            if line.second_look is not None:
+                line.second_look.cancel()
+
+    @property
+    def _listening(self) -> bool:
+        return self._watch is not None and self._watch.listening
+
+    def _watching(self, wanted: Wanted, kick: asyncio.Event) -> AbstractContextManager[None]:
+        return nullcontext() if self._watch is None else self._watch.watching(wanted.queues, kick.set)
+
+    def _pause_seconds(self) -> float:
+        longest = self._fallback_seconds
+        if self._listening and longest < LONGEST_FALLBACK_SECONDS:
+            longest = min(longest * max(1.0, len(self._lines) / LINES_A_FALLBACK), LONGEST_FALLBACK_SECONDS)
+        return longest * random.uniform(0.75, 1.0)
+
+    def _look_again(self, line: _Line) -> None:
+        def look() -> None:
+            line.second_look = None
+            line.is_second_look = True
+            line.kick.set()
+
+        if line.second_look is None:
+            line.second_look = asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, look)
 
     async def _round(self, line: _Line) -> bool:
         """Serve the line from its head while there are jobs; return whether anybody was served."""
@@ -154,7 +208,7 @@ class ClaimRoom:
         while line.waiters:
             waiter = line.waiters[0]
             try:
-                jobs = await self._claim(waiter.wanted)
+                jobs = await self._claim(waiter.wanted, self._listening)
             except Exception as error:
                 self._refuse(line, waiter, error)
                 break
@@ -180,9 +234,9 @@ class ClaimRoom:
                 each.jobs.set_exception(error)
         line.kick.set()
 
-    async def _claim_safely(self, wanted: Wanted) -> list[ClaimedJob]:
+    async def _claim_safely(self, wanted: Wanted, *, arm: bool) -> list[ClaimedJob]:
         # A claim that is cancelled half-way may have committed: let it end, and hand back what it got.
-        task = self._spawn(self._claim(wanted))
+        task = self._spawn(self._claim(wanted, arm))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

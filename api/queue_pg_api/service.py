@@ -22,6 +22,7 @@ from queue_pg.submission import JobChecker
 from queue_pg.wakeup import RESULT, WAKE, Wakeups
 from queue_pg_api.claim_room import ClaimRoom, Wanted
 from queue_pg_api.kinds import Kinds
+from queue_pg_api.queue_watch import QueueWatch
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class Service:
         own_wakeups = WAKE not in self.queue.wakeups.channels
         self._wakeups = Wakeups(self.queue.dsn, (WAKE,), enabled=settings.notify) if own_wakeups else self.queue.wakeups
         self._owns_wakeups = own_wakeups or queue is None
-        self.claims = ClaimRoom(self._claim, self._release)
+        self._watch = QueueWatch(self._wakeups, self._disarm)
+        self.claims = ClaimRoom(self._claim, self._release, watch=self._watch)
         self.kinds = Kinds(self.queue, settings.unknown_kinds)
         # Slow bulk submissions hold a connection each; they must not take all that others need.
         self.bulk_slots = asyncio.Semaphore(max(1, settings.pool_size // 3))
@@ -88,6 +90,7 @@ class Service:
         self.stop()
         await self._end_tasks()
         await self.claims.close()
+        await self._watch.close()
         await self.gathering.close()
         if self._owns_wakeups:
             await asyncio.to_thread(self._wakeups.close)
@@ -170,14 +173,19 @@ class Service:
             return fault
         return None
 
-    async def _claim(self, wanted: Wanted) -> list[ClaimedJob]:
+    async def _claim(self, wanted: Wanted, arm: bool) -> list[ClaimedJob]:
         return await self.queue_of(wanted.org).claim(
             wanted.worker,
             list(wanted.queues),
             kinds=None if wanted.kinds is None else list(wanted.kinds),
             max_jobs=wanted.max_jobs,
             lease_seconds=wanted.lease_seconds,
+            arm=arm or None,
         )
+
+    async def _disarm(self, queues: Sequence[str]) -> None:
+        async with self.queue.connection() as connection:
+            await store.disarm(connection, queues)
 
     async def _release(self, jobs: Sequence[ClaimedJob]) -> None:
         outcomes = [Outcome(id=job.id, lease_token=job.lease_token, outcome="release") for job in jobs]
@@ -199,7 +207,8 @@ class Service:
         return True
 
     async def _pass_on_wakes(self) -> None:
-        with self._wakeups.subscribe(WAKE) as subscription:
+        # Without a queue's name: something has happened to any of them. With a name: queue_watch.py.
+        with self._wakeups.subscribe(WAKE, "") as subscription:
             while True:
                 if await subscription.wait(WAKE_WAIT_SECONDS):
                     self.claims.wake()

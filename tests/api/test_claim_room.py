@@ -9,11 +9,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from queue_pg_api import claim_room
+from queue_pg_api import claim_room, queue_watch
 from queue_pg_api.claim_room import ClaimRoom, Wanted
+from queue_pg_api.queue_watch import QueueWatch
 
 from queue_pg.errors import DatabaseUnavailable, InvalidJob
 from queue_pg.models import ClaimedJob
+from queue_pg.wakeup import WAKE, Wakeups
 
 
 class Jobs:
@@ -23,13 +25,15 @@ class Jobs:
         self.available = 0
         self.claims = 0
         self.served: list[str] = []
+        self.armed: list[bool] = []
         self.returned: list[UUID] = []
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.asked = asyncio.Event()
 
-    async def claim(self, wanted: Wanted) -> list[ClaimedJob]:
+    async def claim(self, wanted: Wanted, arm: bool) -> list[ClaimedJob]:
         self.claims += 1
+        self.armed.append(arm)
         taken = min(self.available, wanted.max_jobs)
         self.available -= taken
         self.asked.set()
@@ -228,3 +232,150 @@ async def test_a_storm_of_wake_ups_is_spaced(room: ClaimRoom, jobs: Jobs, monkey
         await asyncio.sleep(0)
     assert jobs.claims <= 2
     await finish(tasks)
+
+
+# ---- with notifications ----------------------------------------------------------------------------------------------
+
+
+class Listening(Wakeups):
+    """A listener without a connection; `notify` is what Postgres would have sent."""
+
+    def __init__(self) -> None:
+        super().__init__("postgresql://nobody@127.0.0.1:1/nothing", (WAKE,))
+        self.on = True
+
+    @property
+    def listening(self) -> bool:
+        return self.on
+
+    async def notify(self, queue: str) -> None:
+        with self._lock:
+            woken = list(self._subscribers.get((WAKE, queue), ()))
+        for subscription in woken:
+            subscription.signal()
+        await settle()
+
+
+class Disarmed(list[list[str]]):
+    async def __call__(self, queues: Sequence[str]) -> None:
+        self.append(sorted(queues))
+
+
+@pytest.fixture
+def wakeups() -> Listening:
+    return Listening()
+
+
+@pytest.fixture
+def disarmed() -> Disarmed:
+    return Disarmed()
+
+
+@pytest.fixture
+async def armed_room(jobs: Jobs, wakeups: Listening, disarmed: Disarmed) -> AsyncIterator[ClaimRoom]:
+    watch = QueueWatch(wakeups, disarmed)
+    room = ClaimRoom(jobs.claim, jobs.give_back, watch=watch, fallback_seconds=3600)
+    yield room
+    await room.close()
+    await watch.close()
+
+
+async def test_only_claims_that_wait_and_hear_arm(armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening) -> None:
+    await armed_room.claim(wanted(), wait_seconds=0, until=())
+    wakeups.on = False
+    await armed_room.claim(wanted(), wait_seconds=0.001, until=())
+    assert jobs.armed == [False, False]
+    wakeups.on = True
+    tasks = await start(armed_room, wanted())
+    assert jobs.armed == [False, False, True]
+    await wakeups.notify("q")
+    assert jobs.armed[3:] == [True]  # woken in vain: armed anew
+    await finish(tasks)
+
+
+async def test_only_lines_of_the_queue_are_woken(armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening) -> None:
+    tasks = await start(armed_room, wanted("x", queues=("x",)), wanted("yz", queues=("y", "z")))
+    jobs.claims = 0
+    await wakeups.notify("other")
+    assert jobs.claims == 0
+    jobs.available = 1
+    await wakeups.notify("z")
+    assert await asyncio.wait_for(tasks[1], 5)
+    assert jobs.served == ["yz"]
+    jobs.available = 1
+    armed_room.wake()  # a notification without a name
+    assert await asyncio.wait_for(tasks[0], 5)
+
+
+async def test_a_hint_that_was_never_sent_is_made_up_for(armed_room: ClaimRoom, jobs: Jobs) -> None:
+    [task] = await start(armed_room, wanted())
+    jobs.available = 1  # committed after the look, inserted before the arming
+    assert await asyncio.wait_for(task, 5)
+
+
+async def test_there_is_one_second_look_and_no_third(
+    armed_room: ClaimRoom, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(claim_room, "ROUND_SPACING_SECONDS", 0.001)
+    tasks = await start(armed_room, wanted("a"), wanted("b"))
+    jobs.claims = 0
+    await armed_room.claim(wanted("c", queues=("else",)), wait_seconds=0.2, until=())
+    # The second looks of both lines; the one with two waiters may need one for each. And c's first look.
+    assert jobs.claims in (3, 4)
+    await finish(tasks)
+
+
+async def test_a_notification_while_joining_is_not_missed(
+    armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 3600)
+    jobs.gate = asyncio.Event()
+    task = asyncio.create_task(armed_room.claim(wanted(), wait_seconds=60, until=()))
+    await jobs.asked.wait()
+    jobs.available = 1
+    await wakeups.notify("q")
+    jobs.gate.set()
+    assert len(await asyncio.wait_for(task, 5)) == 1
+
+
+async def test_a_queue_nobody_waits_for_is_disarmed(
+    armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening, disarmed: Disarmed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_watch, "DISARM_SPACING_SECONDS", 0.001)
+    tasks = await start(armed_room, wanted())
+    await wakeups.notify("q")
+    assert disarmed == []
+    await finish(tasks)
+    await settle()
+    await wakeups.notify("q")
+    await wakeups.notify("q")
+    assert disarmed == [["q"]]
+    await armed_room.claim(wanted(), wait_seconds=0.001, until=())
+    async with asyncio.timeout(5):
+        while len(disarmed) < 2:
+            await wakeups.notify("q")
+    assert disarmed == [["q"], ["q"]]
+
+
+async def test_what_lingers_is_bounded(
+    armed_room: ClaimRoom, wakeups: Listening, disarmed: Disarmed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_watch, "MAX_LINGERING", 2)
+    for n in range(5):
+        await armed_room.claim(wanted(queues=(f"q{n}",)), wait_seconds=0.001, until=())
+    await settle()
+    assert len(wakeups._subscribers) == 2
+    assert disarmed[0] == ["q2"]
+
+
+async def test_many_lines_look_seldom_while_notifications_arrive(jobs: Jobs, wakeups: Listening) -> None:
+    watch = QueueWatch(wakeups, Disarmed())
+    room = ClaimRoom(jobs.claim, jobs.give_back, watch=watch, fallback_seconds=1)
+    pauses: list[float] = []
+    for lines, longest in ((1, 1.0), (4, 1.0), (8, 2.0), (100, 5.0)):
+        room._lines = dict.fromkeys(range(lines))  # type: ignore[arg-type]
+        pauses = [room._pause_seconds() for _ in range(100)]
+        assert 0.75 * longest <= min(pauses) < max(pauses) <= longest
+    wakeups.on = False
+    assert max(room._pause_seconds() for _ in range(100)) <= 1

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from queue_pg_api import answers
+from queue_pg_api import answers, claim_room
+from queue_pg_api.service import Service
 
 from queue_pg.testing import Clock
 
@@ -100,6 +101,26 @@ async def test_a_waiting_claim_is_woken_by_plain_sql(client: httpx.AsyncClient, 
     await asyncio.sleep(0)
     await conn.execute("insert into queue_pg.jobs (kind, payload) values ('chat', '{}')")
     assert len(await asyncio.wait_for(waiting, 10)) == 1
+
+
+async def test_a_waiting_claim_hears_of_the_next_insert_alone(
+    client: httpx.AsyncClient, service: Service, conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.claims, "_fallback_seconds", 3600)
+    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 3600)
+    await asyncio.to_thread(service.queue.wakeups.wait_listening, 10)
+    waiting = asyncio.create_task(claim(client, wait=60))
+    armed = "select queue_pg.is_armed('default')"
+    async with asyncio.timeout(10):
+        while await (await conn.execute(armed)).fetchone() != (True,):
+            pass
+    await conn.execute("insert into queue_pg.jobs (kind, payload) values ('chat', '{}')")
+    assert len(await asyncio.wait_for(waiting, 10)) == 1
+    # The next one is sent to nobody, which ends it.
+    await conn.execute("insert into queue_pg.jobs (kind, payload) values ('chat', '{}')")
+    async with asyncio.timeout(10):
+        while await (await conn.execute(armed)).fetchone() == (True,):
+            pass
 
 
 async def test_a_waiting_claim_ends_empty(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,2 @@
+/* queue_pg:disarm */
+select queue_pg.disarm(%(queues)s::text[])

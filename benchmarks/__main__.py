@@ -64,8 +64,8 @@ def _measure(names: Sequence[str], options: argparse.Namespace) -> int:
             record.seconds = time.monotonic() - begin
             record.measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
             print(report.verdict_lines(MEASURES[name], record), file=sys.stderr)
-            if options.quick:
-                continue  # for development: such figures mean nothing and are not kept
+            if options.quick or options.no_write:
+                continue
             results = Results.load()
             results.measures[name] = record
             results.machine, results.server, results.peers = describe_machine(), describe_server(server), versions()
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="measures to run; all without")
     parser.add_argument("--runs", type=int, default=3, help="how often every contestant runs (3)")
     parser.add_argument("--quick", action="store_true", help="tiny numbers, once, nothing is written: for development")
+    parser.add_argument("--no-write", action="store_true", help="only print: results and page stay as they are")
     parser.add_argument("--list", action="store_true", help="list the measures")
     parser.add_argument("--no-peers", action="store_true", help="leave out the other queues")
     return parser

@@ -12,9 +12,9 @@ MAX_SLEEP_SECONDS: Final = 1.0
 MIN_SLEEP_SECONDS: Final = 0.01
 _SLOWEST_SECONDS: Final = 2.0
 _SLOWEST_FULL_SECONDS: Final = 30.0
-# A sleep is this many times the look before it, so that looking takes a few percent of the time whatever it costs.
-_REST: Final = 20
-_FULL_REST: Final = 40
+# A rest is this many times the look before it: whatever looks cost, within these bounds they take 5 % of the time.
+_REST: Final = 30
+_FULL_REST: Final = 60
 
 
 class Pace:

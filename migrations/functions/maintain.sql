@@ -226,7 +226,8 @@ $$;
 
 comment on function queue_pg.maintain is 'One step of reaping, promotion and expiry; tells when the next thing falls due.';
 
--- Bounded by `within` because the first live entry of an index may lie behind very many dead ones.
+-- Bounded by `within` because the first live entry of an index may lie behind very many dead ones. That of leases has
+-- the most, one for every job, and no expiry has to be met to the millisecond: with `since` it is not read.
 create or replace function queue_pg.next_due_seconds(since timestamptz, within interval) returns double precision
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -247,9 +248,8 @@ begin
       select least(
         (select j.run_at from queue_pg.jobs j
           where j.state = 'scheduled' and j.run_at > v_floor and j.run_at <= v_limit order by j.run_at limit 1),
-        (select j.lease_expires_at from queue_pg.jobs j
-          where j.state = 'running' and j.lease_expires_at > v_floor and j.lease_expires_at <= v_limit
-          order by j.lease_expires_at limit 1),
+        case when since is null then (select j.lease_expires_at from queue_pg.jobs j
+          where j.state = 'running' and j.lease_expires_at <= v_limit order by j.lease_expires_at limit 1) end,
         (select j.expires_at from queue_pg.jobs j
           where j.expires_at > v_floor and j.expires_at <= v_limit and j.state in ('scheduled', 'waiting', 'queued')
           order by j.expires_at limit 1)) as at

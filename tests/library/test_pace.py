@@ -42,7 +42,7 @@ def test_who_does_not_lead_sleeps_as_told_whatever_the_hints() -> None:
 
 def test_looks_are_full_while_that_is_cheap() -> None:
     pace = Pace()
-    for now in (0, 0.1, 0.2, 5):
+    for now in (0.0, 0.1, 0.2, 5.0):
         assert pace.begin(now) is None
         pace.end(answer(took=0.001), now)
 
@@ -51,18 +51,18 @@ def test_where_full_looks_are_slow_quick_ones_come_between() -> None:
     pace = Pace()
     assert pace.begin(0) is None
     pace.end(answer(took=0.2), 0)
-    # Forty times 0.2 s until the next full one.
+    # Sixty times 0.2 s until the next full one.
     assert pace.begin(1) == NOON
     pace.end(answer(at=NOON + timedelta(seconds=1), took=0.01), 1)
     assert pace.begin(2) == NOON + timedelta(seconds=1)
-    assert pace.begin(8) is None
+    assert pace.begin(13) is None
 
 
 def test_a_slow_look_is_followed_by_a_long_rest_within_bounds() -> None:
     pace = Pace()
     pace.begin(0)
     pace.end(answer(took=0.2), 0)
-    for took, rest in ((0.0001, 0.01), (0.01, 0.2), (3.0, 2.0)):
+    for took, rest in ((0.0001, 0.01), (0.01, 0.3), (3.0, 2.0)):
         pace.begin(1)
         pace.end(answer(took=took, next_due_seconds=0.0), 1)
         assert (pace.pause_seconds, pace.rest_seconds) == (rest, rest)

@@ -114,6 +114,22 @@ def test_maintenance_goes_by_what_is_due(connection: psycopg.Connection) -> None
     assert all(rows <= 300 for rows in read.values()), read
 
 
+def test_maintenance_since_a_look_reads_nothing_older(connection: psycopg.Connection) -> None:
+    connection.execute("select id from queue_pg.claim('w', '{default}', '{k}', 1000)")
+    connection.execute(
+        "update queue_pg.jobs set lease_expires_at = queue_pg.now() - interval '1 minute' where state = 'running'"
+    )
+    connection.execute(
+        "update queue_pg.jobs set run_at = queue_pg.now() - interval '1 minute',"
+        " expires_at = queue_pg.now() - interval '1 minute' where state = 'scheduled'"
+    )
+    look = "select * from queue_pg.lead_maintenance('me', since => queue_pg.now() - interval '10 seconds')"
+    for _ in range(7):
+        read = rows_read(connection, look)
+        assert set(read) <= {"jobs_lease", "jobs_due", "jobs_expiry"}
+        assert not any(read.values()), read
+
+
 def test_looking_at_one_job_goes_by_id(connection: psycopg.Connection) -> None:
     (claimed, *_) = connection.execute(CLAIM).fetchall()
     read = rows_read(connection, "select * from queue_pg.job(%s)", claimed[:1])

@@ -55,7 +55,7 @@ class JobChecker:
     def __init__(self, *, org: str, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> None:
         self._org = org
         self._max_payload_bytes = max_payload_bytes
-        self._plain_terms: dict[tuple[str, str, int], Terms] = {}
+        self._plain_terms: dict[tuple[str, str, int, str | None], Terms] = {}
 
     def __call__(self, job: NewJob) -> CheckedJob:
         terms = self._terms(job)
@@ -69,17 +69,18 @@ class JobChecker:
 
     def _terms(self, job: NewJob) -> Terms:
         # True is equal to 1 as a key, and no priority.
-        if not _only_names(job) or type(job.priority) is not int:
+        if not _is_plain(job) or type(job.priority) is not int:
             return _checked_terms(job, self._org)
+        names = job.kind, job.queue, job.priority, job.traceparent
         try:
-            known = self._plain_terms.get((job.kind, job.queue, job.priority))
+            known = self._plain_terms.get(names)
         except TypeError:  # what has no hash is no name
             known = None
         if known is None:
             known = _checked_terms(job, self._org)
             if len(self._plain_terms) >= _TERMS_KEPT:
                 self._plain_terms.clear()
-            self._plain_terms[job.kind, job.queue, job.priority] = known
+            self._plain_terms[names] = known
         return known
 
 
@@ -110,8 +111,8 @@ def encode_array(jobs: Sequence[CheckedJob]) -> str:
     return f"[{','.join([encode_checked(job) for job in jobs])}]"
 
 
-def _only_names(job: NewJob) -> bool:
-    """Tell whether nothing but kind, queue, priority and payload is given."""
+def _is_plain(job: NewJob) -> bool:
+    """Tell whether nothing but payload, kind, queue, priority and traceparent is given."""
     metadata: Any = job.metadata
     return (
         job.unique_key is None
@@ -120,7 +121,6 @@ def _only_names(job: NewJob) -> bool:
         and job.max_attempts is None
         and job.timeout is None
         and job.expires_at is None
-        and job.traceparent is None
         and type(job.tags) in (tuple, list)
         and not job.tags
         and type(metadata) is dict

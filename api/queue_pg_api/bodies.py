@@ -9,6 +9,7 @@ import asyncio
 import difflib
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +20,7 @@ from queue_pg.errors import InvalidJob
 from queue_pg.payloads import parse_json
 from queue_pg_api.blame import field_path, find_unstorable
 from queue_pg_api.errors import ApiError, invalid
+from queue_pg_api.quick_json import NotPlainError, parse_plain
 
 MiB = 1024 * 1024
 # A payload of the largest size the database takes, written with escapes, and room for the other fields.
@@ -119,6 +121,8 @@ def _checked_line(line: bytearray, number: int) -> bytes:
 
 def parse_body(body: bytes) -> Any:
     """Decode JSON strictly; the refusal names the path inside the body, or the position when it is no JSON."""
+    with suppress(NotPlainError):
+        return parse_plain(body)
     try:
         return parse_json(body, field="body", max_bytes=MAX_BODY_BYTES)
     except InvalidJob as error:

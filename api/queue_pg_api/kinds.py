@@ -30,6 +30,8 @@ class Kinds:
         self._policy = policy
         self._known: frozenset[str] = frozenset()
         self._served_queues: frozenset[str] = frozenset()
+        # Unknown, and accepted by what was read last.
+        self._accepted: set[tuple[str, str]] = set()
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
 
@@ -38,7 +40,7 @@ class Kinds:
         if self._policy == "accept":
             return
         unknown = {(kind, queue) for kind, queue in wanted if kind not in self._known}
-        if not unknown:
+        if not unknown or (unknown <= self._accepted and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
         await self._refresh()
         for kind, queue in sorted(unknown):
@@ -47,6 +49,7 @@ class Kinds:
             suggestions = difflib.get_close_matches(kind, sorted(self._known), n=3, cutoff=0.7)
             if suggestions or self._policy == "refuse" or queue in self._served_queues:
                 raise UnknownKind(kind, suggestions)
+        self._accepted |= unknown
 
     async def learn(self, kinds: Collection[str]) -> None:
         """Register kinds that a pull worker says it runs; known ones keep their schema and retry policy."""
@@ -59,6 +62,7 @@ class Kinds:
             async with self._queue.connection() as connection:
                 await store.register_kinds(connection, encode_kinds([{"kind": kind} for kind in sorted(new)]))
             self._known |= new
+            self._accepted.clear()
 
     async def _refresh(self) -> None:
         async with self._lock:
@@ -70,4 +74,5 @@ class Kinds:
             self._served_queues = frozenset(
                 name for worker in workers if worker.live and not worker.stopping for name in worker.queues
             )
+            self._accepted.clear()
             self._read_at = time.monotonic()

@@ -53,6 +53,8 @@ def configure(app: Any, *, host: str, port: int, log_level: str, access_log: boo
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
+        # The other parser that uvicorn would take if it is installed does not bound headers.
+        http="h11",
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         reload=reload,
         reload_dirs=[str(Path(__file__).parent), str(Path.cwd())] if reload else None,

@@ -36,18 +36,18 @@ def traceparent(request: Request) -> str | None:
     return value if 55 <= len(value) <= 255 else None
 
 
-def to_new_job(call: Call[Any, Any], body: SubmitBody, key: str | None) -> NewJob:
-    """Build the job to submit; a key in header and body must be the same one."""
+def to_new_job(body: SubmitBody, key: str | None, trace: str | None) -> NewJob:
+    """Build the job to submit; a key in header and body must be the same one. `trace` is the request's traceparent."""
     if body.run_at is not None and body.delay_seconds is not None:
         raise invalid("delay_seconds", "excludes run_at; give one of them")
     if key is not None and body.unique_key is not None and key != body.unique_key:
         raise invalid("unique_key", f"differs from the {KEY_HEADER} header; give one of them")
-    return body.to_new_job(unique_key=key, traceparent=traceparent(call.request))
+    return body.to_new_job(unique_key=key, traceparent=trace)
 
 
 async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None) -> Response:
     """Store a job and answer with it."""
-    new = to_new_job(call, body, key)
+    new = to_new_job(body, key, traceparent(call.request))
     await call.service.kinds.check([(new.kind, new.queue)])
     if new.unique_key is None:
         checked = call.service.check(new)

@@ -69,6 +69,27 @@ async def test_every_field_of_a_submission_is_kept(client: httpx.AsyncClient) ->
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"delay_seconds": 1.0000015, "timeout_seconds": 0.0012345, "max_attempts": 9},
+        {"run_at": "2999-01-01T02:00:00.123456+02:00", "expires_at": "2999-02-01T00:00:00Z", "priority": "low"},
+        {"run_at": "2001-01-01T00:00:00Z", "tags": ["a", "ü\t\\"], "metadata": {"b": 1, "a": [None]}},
+        {"payload": {"z": 1.0, "a": [1e23, -0.0, 2**70, 5e-324, "\\u0000"], "": None}, "queue": "q\n/ü"},
+        {"kind": "known", "traceparent": "t"},
+    ],
+)
+async def test_the_answer_is_what_is_stored(
+    client: httpx.AsyncClient, conn: psycopg.AsyncConnection, fields: dict[str, Any]
+) -> None:
+    kinds = '[{"kind": "known", "max_attempts": 6, "timeout_seconds": 77}]'
+    await conn.execute("select queue_pg.register_kinds(%s)", (kinds,))
+    answer = await client.post("/jobs", json={"kind": "chat", **fields})
+    assert answer.status_code == 201, answer.text
+    assert (await client.get(answer.headers["location"])).json() == answer.json()
+
+
+@pytest.mark.parametrize(
     ("given", "stored"),
     [("critical", 20), ("HIGH", 10), ("normal", 0), ("low", -10), ("batch", -20), (3, 3), (-32768, -32768)],
 )
@@ -347,3 +368,17 @@ async def test_times_are_utc_whatever_the_database_prefers(
     age = datetime.now(UTC) - datetime.fromisoformat(job["created_at"])
     assert abs(age) < timedelta(minutes=1)
     assert job["created_at"].endswith("Z")
+
+
+async def test_submissions_that_come_together_are_answered_each(
+    client: httpx.AsyncClient, conn: psycopg.AsyncConnection
+) -> None:
+    bodies: list[dict[str, Any]] = [{"kind": "chat", "payload": n} for n in range(40)]
+    bodies[7] = {"kind": "chat", "metadata": {f"k{n}": n for n in range(5_000)}}  # which Postgres alone refuses
+    bodies[9] = {"kind": "chat", "priority": "urgent"}
+    found = await asyncio.gather(*(client.post("/jobs", json=body) for body in bodies))
+    assert [answer.status_code for answer in found] == [422 if n in (7, 9) else 201 for n in range(40)]
+    assert (found[7].json()["field"], found[9].json()["field"]) == ("metadata", "priority")
+    ids = [answer.json()["id"] for answer in found if answer.status_code == 201]
+    rows = await (await conn.execute("select id::text, payload from queue_pg.jobs order by payload")).fetchall()
+    assert rows == list(zip(ids, (n for n in range(40) if n not in (7, 9)), strict=True))

@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from queue_pg.bulk import AsyncBulk
 from queue_pg.errors import SubmitError
-from queue_pg.models import Submitted
+from queue_pg.models import NewJob, Submitted
 from queue_pg.sqlstates import translated
 from queue_pg.submission import CheckedJob
 from queue_pg_api.bodies import check_model, parse_body, read_lines
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import ApiError, invalid, json_response, translate
 from queue_pg_api.schemas import SubmitBody
-from queue_pg_api.submissions import KEY_HEADER, MAX_KEY_LENGTH, to_new_job
+from queue_pg_api.submissions import KEY_HEADER, MAX_KEY_LENGTH, to_new_job, traceparent
 
 # What is held in memory.
 CHUNK_JOBS = 500
@@ -43,6 +43,12 @@ class _Chunk:
     @property
     def full(self) -> bool:
         return len(self.jobs) >= CHUNK_JOBS or self.size >= CHUNK_BYTES
+
+    def add(self, job: NewJob, checked: CheckedJob, place: int) -> None:
+        self.jobs.append(checked)
+        self.places.append(place)
+        self.kinds.setdefault((job.kind, job.queue), place)
+        self.size += len(checked[1])
 
 
 async def submit_array(call: Call[Any, Any], values: Sequence[object], key: str | None) -> Response:
@@ -101,10 +107,12 @@ async def _store(call: Call[Any, Any], chunks: AsyncGenerator[_Chunk], name: Pla
 async def _chunks(
     call: Call[Any, Any], values: AsyncIterable[tuple[int, object]], name: PlaceName, key: str | None
 ) -> AsyncGenerator[_Chunk]:
+    trace = traceparent(call.request)
     chunk = _Chunk()
     async for place, value in values:
         try:
-            _add(chunk, call, value, place, _numbered(key, place))
+            job = to_new_job(check_model(SubmitBody, value), _numbered(key, place), trace)
+            chunk.add(job, call.service.check(job), place)
         except ApiError as error:
             raise at_place(error, name, place) from None
         except SubmitError as error:
@@ -116,15 +124,6 @@ async def _chunks(
     if chunk.jobs:
         await _check_kinds(call, chunk, name)
         yield chunk
-
-
-def _add(chunk: _Chunk, call: Call[Any, Any], value: object, place: int, key: str | None) -> None:
-    job = to_new_job(call, check_model(SubmitBody, value), key)
-    checked = call.service.check(job)
-    chunk.jobs.append(checked)
-    chunk.places.append(place)
-    chunk.kinds.setdefault((job.kind, job.queue), place)
-    chunk.size += len(checked[1])
 
 
 async def _check_kinds(call: Call[Any, Any], chunk: _Chunk, name: PlaceName) -> None:

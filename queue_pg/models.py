@@ -313,7 +313,7 @@ class Horizon:
     """Who keeps dead rows from being removed, as `queue_pg.horizon` tells (docs/operations.md).
 
     `kind` is session, prepared, slot or standby. A holder that is not `visible` to this role has no state, age in
-    seconds and query; a slot never has. `jobs_bytes` is the size of the live table with its indexes.
+    seconds and query; slots and standbys never have. `jobs_bytes` is the size of the live table with its indexes.
     """
 
     kind: str

@@ -7,7 +7,7 @@
 --   slot      a replication slot, with the pid of its walsender while it has one
 --   standby   a standby with hot_standby_feedback, which has a long query or transaction of its own
 -- A role sees state, age in seconds and query of its own sessions only, unless it has pg_read_all_stats (`visible` says
--- so); who is not visible and a slot, which has no age in seconds, count from a thousand transactions on.
+-- so); who is not visible, and slots and standbys, which have no age in seconds, count from a thousand transactions on.
 -- Not looked at: catalog_xmin of slots, which holds the catalogs and no row of these tables. Not a holder: VACUUM, and
 -- a session of another database that only reads.
 -- dead_rows is what the statistics know of, jobs_bytes the size of `jobs` with its indexes. The server's own clock,

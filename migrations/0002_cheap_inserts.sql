@@ -111,3 +111,12 @@ select setval('queue_pg.armed', 0);
 
 comment on sequence queue_pg.armed is
   'Who waits for a NOTIFY: bit 0 maintenance, the others queues by the hash of their name. Not a counter.';
+
+-- Counters are only added to: rows that a long transaction keeps dead must not lie in the way of every finish, and those
+-- who finish must not wait for each other. Maintenance folds them.
+alter table queue_pg.queue_counters drop constraint queue_counters_pkey, drop column shard;
+alter table queue_pg.queue_counters reset (fillfactor);
+alter table queue_pg.queue_counters replica identity full;
+
+comment on table queue_pg.queue_counters is
+  'How many finished jobs of each state are kept, as changes to be summed up; nobody counts history.';

@@ -65,11 +65,8 @@ begin
     perform queue_pg.raise_wrong_state(retry.id, 'retry', v_state);
   end if;
 
-  update queue_pg.queue_counters c
-  set failed = c.failed - (v_job.state = 'failed')::integer, cancelled = c.cancelled - (v_job.state = 'cancelled')::integer
-  where c.org = v_job.org and c.queue = v_job.queue
-    and c.shard = (
-      select min(m.shard) from queue_pg.queue_counters m where m.org = v_job.org and m.queue = v_job.queue);
+  insert into queue_pg.queue_counters (org, queue, failed, cancelled)
+  values (v_job.org, v_job.queue, -(v_job.state = 'failed')::integer, -(v_job.state = 'cancelled')::integer);
   update queue_pg.unique_keys u set expires_at = null
   where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
 

@@ -73,12 +73,22 @@ $$;
 create or replace function queue_pg.uncount(org text, queue text, completed bigint, failed bigint, cancelled bigint)
 returns void
 language sql as $$
-  insert into queue_pg.queue_counters as c (org, queue, shard, completed, failed, cancelled)
-  values (uncount.org, uncount.queue, 0, -uncount.completed, -uncount.failed, -uncount.cancelled)
-  on conflict on constraint queue_counters_pkey do update set
-    completed = c.completed + excluded.completed,
-    failed = c.failed + excluded.failed,
-    cancelled = c.cancelled + excluded.cancelled
+  insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
+  values (uncount.org, uncount.queue, -uncount.completed, -uncount.failed, -uncount.cancelled)
+$$;
+
+-- One row for each queue again, when it is worth it. What is added meanwhile stays beside it.
+create or replace function queue_pg.fold_counters() returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  with folded as (
+    delete from queue_pg.queue_counters c
+    where (select count(*) > 500 + 2 * count(distinct (n.org, n.queue)) from queue_pg.queue_counters n)
+    returning c.*
+  )
+  insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
+  select f.org, f.queue, sum(f.completed), sum(f.failed), sum(f.cancelled) from folded f group by f.org, f.queue
 $$;
 
 -- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, workers
@@ -199,6 +209,7 @@ begin
   end if;
   again_seconds := 60;
 
+  perform queue_pg.fold_counters();
   begin
     v_more := queue_pg.sweep();
   exception

@@ -18,7 +18,6 @@ set enable_mergejoin = off
 as $$
 declare
   v_now timestamptz := queue_pg.now();
-  v_shard smallint := pg_backend_pid() % 16;
   v_retired uuid[];
   v_watched uuid[];
   v_settings queue_pg.settings;
@@ -61,16 +60,11 @@ begin
     from removed r
     returning id, org, queue, state, unique_key, retain_until
   ),
-  -- In the order of the key, so that two batches that touch the same counters cannot deadlock.
   counted as (
-    insert into queue_pg.queue_counters as c (org, queue, shard, completed, failed, cancelled)
-    select m.org, m.queue, v_shard, count(*) filter (where m.state = 'completed'),
+    insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
+    select m.org, m.queue, count(*) filter (where m.state = 'completed'),
       count(*) filter (where m.state = 'failed'), count(*) filter (where m.state = 'cancelled')
-    from moved m group by m.org, m.queue order by m.org, m.queue
-    on conflict (org, queue, shard) do update set
-      completed = c.completed + excluded.completed,
-      failed = c.failed + excluded.failed,
-      cancelled = c.cancelled + excluded.cancelled
+    from moved m group by m.org, m.queue
   ),
   dated as (
     update queue_pg.unique_keys u set expires_at = m.retain_until

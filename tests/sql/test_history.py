@@ -303,3 +303,14 @@ async def test_a_second_maintainer_sees_that_one_is_at_it(conn: Connection, dsn:
         assert await one(conn, "select busy from queue_pg.maintain()") is True
         await other.commit()
     assert await one(conn, "select busy from queue_pg.maintain()") is False
+
+
+async def test_counters_are_folded_to_one_row_a_queue_and_stay_exact(conn: Connection) -> None:
+    await conn.execute(
+        "insert into queue_pg.queue_counters (org, queue, completed, failed)"
+        " select 'o', 'q' || n % 3, 1, -(n % 2) from generate_series(1, 3000) n"
+    )
+    total = "select count(*), sum(completed), sum(failed) from queue_pg.queue_counters"
+    assert await one(conn, total) == (3_000, 3_000, -1_500)
+    await conn.execute("select queue_pg.maintain_history()")
+    assert await one(conn, total) == (3, 3_000, -1_500)

@@ -36,8 +36,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
-    # The database. Without DATABASE_URL an embedded Postgres keeps its files in `data_dir`.
+    # The database. Without DATABASE_URL an embedded Postgres keeps its files in `data_dir`. The other address is for
+    # LISTEN alone, where DATABASE_URL goes through a pooler that drops notifications.
     database_url: str | None = _from("DATABASE_URL", secret=True)
+    listen_database_url: str | None = _from("LISTEN_DATABASE_URL", secret=True)
     data_dir: Path = _from("QUEUE_PG_DATA_DIR", default=Path(".data/postgres"))
     pool_size: int = _from("POOL_SIZE", default=10, ge=1, le=1000)
     notify: bool = _from("QUEUE_PG_NOTIFY", default=True)
@@ -117,7 +119,7 @@ class Settings(BaseSettings):
         # not tell where a value came from; `find_values` does both.
         return (init_settings,)
 
-    @field_validator("database_url")
+    @field_validator("database_url", "listen_database_url")
     @classmethod
     def _as_libpq_takes_it(cls, value: str | None) -> str | None:
         return None if value is None else normalise_dsn(value)
@@ -205,7 +207,7 @@ def _attempts(retries: FoundValue) -> FoundValue:
 def _shown(name: str, field: FieldInfo, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | list):
         return cast("Any", value)
-    if name == "database_url":
+    if name in ("database_url", "listen_database_url"):
         return mask_dsn(value)
     return MASK if cast("dict[str, bool]", field.json_schema_extra)["secret"] else str(value)
 

@@ -209,6 +209,7 @@ async def claim_for_worker(
     kinds: Sequence[str],
     max_jobs: int,
     lease_seconds: float | None = None,
+    arm: bool | None = None,
 ) -> list[LeasedJob]:
     """Lease like `claim`, of any tenant, at little cost a job."""
     params = {
@@ -217,10 +218,16 @@ async def claim_for_worker(
         "kinds": text_array(kinds),
         "max_jobs": max_jobs,
         "lease_seconds": lease_seconds,
+        "arm": arm,
     }
     async with AsyncCursor(conn, row_factory=tuple_row) as cursor:
         await cursor.execute(statement("claim_for_worker"), params)
         return [LeasedJob._make(row) for row in await cursor.fetchall()]
+
+
+async def arm(conn: AsyncConnection[Any], queues: Sequence[str]) -> None:
+    """Ask for a notification of the next job, for others who wait for it."""
+    await _run(conn, "arm", {"queues": text_array(queues)})
 
 
 async def disarm(conn: AsyncConnection[Any], queues: Sequence[str]) -> None:
@@ -322,10 +329,11 @@ async def register_worker(
 
 async def worker_heartbeat(
     conn: AsyncConnection[Any], worker_id: str, *, active: int, processed: int, failed: int, stopping: bool = False
-) -> bool:
-    """Report a worker's counters; False: its row is gone, register again."""
+) -> int | None:
+    """Report a worker's counters; return how many live workers share its queues. None: its row is gone."""
     params = {"id": worker_id, "active": active, "processed": processed, "failed": failed, "stopping": stopping}
-    return bool((await _all(conn, "worker_heartbeat", params))[0]["known"])
+    fleet: int | None = (await _all(conn, "worker_heartbeat", params))[0]["fleet"]
+    return fleet
 
 
 async def forget_worker(conn: AsyncConnection[Any], worker_id: str) -> None:

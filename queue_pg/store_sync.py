@@ -212,6 +212,7 @@ def claim_for_worker(
     kinds: Sequence[str],
     max_jobs: int,
     lease_seconds: float | None = None,
+    arm: bool | None = None,
 ) -> list[LeasedJob]:
     """Lease like `claim`, of any tenant, at little cost a job."""
     params = {
@@ -220,10 +221,16 @@ def claim_for_worker(
         "kinds": text_array(kinds),
         "max_jobs": max_jobs,
         "lease_seconds": lease_seconds,
+        "arm": arm,
     }
     with Cursor(conn, row_factory=tuple_row) as cursor:
         cursor.execute(statement("claim_for_worker"), params)
         return [LeasedJob._make(row) for row in cursor.fetchall()]
+
+
+def arm(conn: Connection[Any], queues: Sequence[str]) -> None:
+    """Ask for a notification of the next job, for others who wait for it."""
+    _run(conn, "arm", {"queues": text_array(queues)})
 
 
 def disarm(conn: Connection[Any], queues: Sequence[str]) -> None:
@@ -325,10 +332,11 @@ def register_worker(
 
 def worker_heartbeat(
     conn: Connection[Any], worker_id: str, *, active: int, processed: int, failed: int, stopping: bool = False
-) -> bool:
-    """Report a worker's counters; False: its row is gone, register again."""
+) -> int | None:
+    """Report a worker's counters; return how many live workers share its queues. None: its row is gone."""
     params = {"id": worker_id, "active": active, "processed": processed, "failed": failed, "stopping": stopping}
-    return bool((_all(conn, "worker_heartbeat", params))[0]["known"])
+    fleet: int | None = (_all(conn, "worker_heartbeat", params))[0]["fleet"]
+    return fleet
 
 
 def forget_worker(conn: Connection[Any], worker_id: str) -> None:

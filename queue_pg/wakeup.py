@@ -1,8 +1,9 @@
 """Wake-ups from Postgres: one LISTEN connection in a thread of its own, shared by everybody in the process.
 
-A notification is a hint, the rows are the truth: after every (re)connect all subscribers are told to poll, so what
-was missed in between does not matter, and without any notification (`enabled=False`, PgBouncer in transaction mode)
-subscribers go on by their own time-outs. The thread never raises into the process and reconnects for ever.
+A notification is a hint, the rows are the truth: after every (re)connect, and when the connection is lost, all
+subscribers are told to poll, so what was missed in between does not matter, and without any notification
+(`enabled=False`, PgBouncer in transaction mode) subscribers go on by their own time-outs. The thread never raises into
+the process and reconnects for ever.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any, Final, Self
 from psycopg import Connection
 
 from queue_pg.connections import connect
+from queue_pg.hearing import backend_pid, hears
 from queue_pg.statements import statement
 
 WAKE: Final = "queue_pg_wake"
 RESULT: Final = "queue_pg_result"
 CANCEL: Final = "queue_pg_cancel"
-CHANNELS: Final = (WAKE, RESULT, CANCEL)
+DUE: Final = "queue_pg_due"
+CHANNELS: Final = (WAKE, RESULT, CANCEL, DUE)
 _PROBE_SECONDS: Final = 60.0
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 
@@ -124,6 +127,7 @@ class Wakeups:
         self._stop = threading.Event()
         self._listening = threading.Event()
         self._failing = False
+        self._deaf = False
         self._backend_pid: int | None = None
         # Wakes the thread out of select() when it is to stop.
         self._bell: tuple[socket.socket, socket.socket] | None = None
@@ -205,29 +209,45 @@ class Wakeups:
         while not self._stop.is_set():
             try:
                 with connect(self._dsn, application=self._application) as conn:
-                    self._listen(conn)
-                    pause = _BACKOFF_SECONDS[0]
-                    self._serve(conn, bell[0])
+                    if self._listen(conn):
+                        pause = _BACKOFF_SECONDS[0]
+                        self._serve(conn, bell[0])
+                    else:
+                        pause = _PROBE_SECONDS
             except Exception as error:
-                self._listening.clear()
                 if not self._failing and not self._stop.is_set():
                     self._failing = True
                     _log.warning("No notifications: %s. Polling goes on; trying to reconnect.", _first_line(error))
             finally:
-                self._listening.clear()
+                if self._listening.is_set():
+                    self._listening.clear()
+                    # Those who rely on notifications poll seldom.
+                    self._signal_all()
             self._stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _BACKOFF_SECONDS[1])
 
-    def _listen(self, conn: Connection[Any]) -> None:
-        """Subscribe at the server, then have everybody poll: in this order, or a job could fall between the two."""
+    def _listen(self, conn: Connection[Any]) -> bool:
+        """Subscribe at the server, then have everybody poll: in this order, or a job could fall between the two.
+
+        Return False when notifications do not get through.
+        """
         for channel in self.channels:
             conn.execute(statement(f"listen_{channel}"))
-        self._backend_pid = conn.info.backend_pid
-        if self._failing:
-            self._failing = False
+        if not hears(conn, lambda: connect(self._dsn, application=self._application)):
+            if not self._deaf:
+                self._deaf = True
+                _log.warning(
+                    "No notifications: the database is behind a pooler that drops them. Polling goes on; to be woken"
+                    " at once, set LISTEN_DATABASE_URL to an address of the database without the pooler."
+                )
+            return False
+        self._backend_pid = backend_pid(conn)
+        if self._failing or self._deaf:
+            self._failing = self._deaf = False
             _log.info("Notifications are back.")
         self._listening.set()
         self._signal_all()
+        return True
 
     def _serve(self, conn: Connection[Any], bell: socket.socket) -> None:
         poll = select.poll()

@@ -1,3 +1,3 @@
 /* queue_pg:worker_heartbeat */
 select queue_pg.worker_heartbeat(
-  %(id)s::text, %(active)s::integer, %(processed)s::bigint, %(failed)s::bigint, %(stopping)s::boolean) as known
+  %(id)s::text, %(active)s::integer, %(processed)s::bigint, %(failed)s::bigint, %(stopping)s::boolean) as fleet

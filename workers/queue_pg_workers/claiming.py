@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,6 +18,7 @@ from queue_pg_workers.finisher import Finisher
 from queue_pg_workers.kinds import Handler
 from queue_pg_workers.leases import Held, Leases
 from queue_pg_workers.link import Link
+from queue_pg_workers.looking import Looking
 from queue_pg_workers.outage import Outage
 from queue_pg_workers.outcomes import released
 from queue_pg_workers.signals import Signals
@@ -27,6 +27,10 @@ from queue_pg_workers.slots import Slots
 log = logging.getLogger(__name__)
 
 LAST_CLAIM_SECONDS = 1.0
+# A worker without free slots that is notified asks for no more of it, at most this often.
+DISARM_SECONDS = 0.05
+# One that has disarmed, and has had no free slot for so long, arms again for the others.
+HAND_OVER_SECONDS = 0.02
 # How many handlers start before the loop turns to other things, such as sending what the first ones returned.
 START_AT_ONCE = 100
 
@@ -46,6 +50,7 @@ class Claiming:
         attempts: Attempts,
         finisher: Finisher,
         cover: Callable[[float], None],
+        listening: Callable[[], bool],
         signals: Signals,
     ) -> None:
         self._config = config
@@ -58,8 +63,11 @@ class Claiming:
         self._attempts = attempts
         self._finisher = finisher
         self._cover = cover
+        self._listening = listening
         self._signals = signals
         self._deadlines = Deadlines(leases)
+        self._looking = Looking(poll_seconds=config.poll_seconds)
+        self._disarmed_at = 0.0
         # Jobs may be there; apart from `Slots.room`, because an empty queue stays empty when a slot gets free.
         self._hint = asyncio.Event()
         self._stop = asyncio.Event()
@@ -67,6 +75,11 @@ class Claiming:
     def look(self) -> None:
         """Claim soon: jobs may be there."""
         self._hint.set()
+        self._slots.room.set()
+
+    def share(self, fleet: int) -> None:
+        """Take in how many live workers serve our queues, ourselves included; may be called from any thread."""
+        self._looking.fleet = fleet
 
     def stop(self) -> None:
         """Claim no more; what the claim under way brings is handed back."""
@@ -76,33 +89,35 @@ class Claiming:
         self._hint.set()
         self._slots.room.set()
 
+    @property
+    def owes_arming(self) -> bool:
+        """Whether others wait in vain for notifications if we look no more."""
+        return self._looking.has_disarmed and self._looking.fleet > 1
+
     async def run(self) -> None:
         outage = Outage("claiming", log=log, signals=self._signals)
         while not self._stop.is_set():
-            # Cleared before the look: what comes during it ends the wait after it.
-            self._hint.clear()
-            self._slots.room.clear()
             free = self._slots.free
-            if free <= 0 or self._finisher.lagging:
-                await self._slots.room.wait()
-                continue
-            asked_at = time.monotonic()
             try:
-                jobs = await self._claim(free)
+                if free <= 0 or self._finisher.lagging:
+                    await self._until_room()
+                    continue
+                await self._look(free)
             except (psycopg.Error, OSError) as error:
                 await wait(self._stop, outage.failed(error))
                 continue
             outage.over()
-            if jobs:
-                self._signals.emit("claimed", len(jobs))
-                await self._take(jobs, asked_at)
-            if len(jobs) < free:
+            if pause := self._looking.pause_seconds(listening=self._listening()):
                 self._signals.emit("idle")
-                # A little early and never the same, so that a fleet does not poll in step.
-                await wait(self._hint, self._config.poll_seconds * random.uniform(0.7, 1.0))
+                if await wait(self._hint, pause):
+                    self._looking.woken()
 
-    async def _claim(self, free: int) -> list[LeasedJob]:
-        return await self._link.run(
+    async def _look(self, free: int) -> None:
+        # Cleared before the look: what comes during it ends the wait after it.
+        self._hint.clear()
+        asked_at = time.monotonic()
+        arm = self._looking.arm(listening=self._listening())
+        jobs = await self._link.run(
             lambda connection: store.claim_for_worker(
                 connection,
                 self._worker_id,
@@ -110,8 +125,30 @@ class Claiming:
                 kinds=self._kinds,
                 max_jobs=free,
                 lease_seconds=self._config.lease_seconds,
+                arm=arm,
             )
         )
+        self._looking.looked(len(jobs), room=free)
+        if jobs:
+            self._signals.emit("claimed", len(jobs))
+            await self._take(jobs, asked_at)
+
+    async def _until_room(self) -> None:
+        """Wait for something to change, and see meanwhile that neither we nor the others are notified in vain."""
+        room, queues = self._slots.room, self._config.queues
+        room.clear()
+        if self._hint.is_set():
+            self._hint.clear()
+            now = time.monotonic()
+            if now - self._disarmed_at >= DISARM_SECONDS:
+                # At once or not at all: those who have free slots were notified too, and arm when they have looked.
+                self._disarmed_at = now
+                await self._link.run(lambda connection: store.disarm(connection, queues))
+        elif not self.owes_arming:
+            await room.wait()
+        elif not await wait(room, HAND_OVER_SECONDS):
+            self._looking.has_disarmed = False
+            await self._link.run(lambda connection: store.arm(connection, queues))
 
     async def _take(self, jobs: list[LeasedJob], asked_at: float) -> None:
         on_interrupted = self._attempts.interrupted
@@ -142,10 +179,10 @@ def _log_begin(job: LeasedJob) -> None:
     log.debug("job %s (%s): attempt %d of %d begins", job.id, job.kind, job.attempt, job.max_attempts)
 
 
-async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, at most so long."""
-    waiting = asyncio.ensure_future(event.wait())
+async def wait(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long; return whether it came."""
     try:
-        await asyncio.wait({waiting}, timeout=seconds)
-    finally:
-        waiting.cancel()
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

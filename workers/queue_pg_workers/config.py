@@ -18,10 +18,12 @@ MAX_POLL_SECONDS = 1.0
 class WorkerConfig:
     """One process. `target` is `module` or `module:attribute`, None for the built-in kinds only.
 
-    `lease_seconds` None means the queue's own lease; `index` tells the processes of one command apart.
+    `listen_dsn` is for LISTEN alone, None the same as `dsn`. `lease_seconds` None means the queue's own lease; `index`
+    tells the processes of one command apart.
     """
 
     dsn: str
+    listen_dsn: str | None = None
     target: str | None = None
     queues: tuple[str, ...] = ("default",)
     concurrency: int = 8
@@ -47,6 +49,7 @@ def from_settings(settings: Settings, *, dsn: str, target: str | None) -> Worker
     """Return the configuration that settings (command line included) ask for."""
     return WorkerConfig(
         dsn=dsn,
+        listen_dsn=settings.listen_database_url,
         target=target,
         queues=tuple(settings.queues),
         concurrency=settings.worker_concurrency,

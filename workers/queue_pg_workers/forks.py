@@ -24,17 +24,21 @@ class ForkGuard:
     that is to go on, serves any number of blocks.
     """
 
-    __slots__ = ("_pid",)
+    __slots__ = ("_generation",)
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._generation = _generation
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        if os.getpid() != self._pid:
+        if _generation != self._generation:
             os._exit(_exit_code(error))
+
+
+# How many forks this process is away from the first one; os.getpid() is a system call, too dear for every job.
+_generation = 0
 
 
 class _InThisProcess:
@@ -81,6 +85,8 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _generation
+    _generation += 1
     try:
         for number in _ours():
             signal.signal(number, signal.SIG_DFL)

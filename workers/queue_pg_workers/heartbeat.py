@@ -54,6 +54,7 @@ class Heartbeat:
         leases: Leases,
         listening: Callable[[], bool],
         report: Callable[[], Report],
+        on_fleet: Callable[[int], None],
         register: Callable[[psycopg.Connection[Any]], None],
         lease_seconds: float | None,
         signals: Signals,
@@ -64,6 +65,7 @@ class Heartbeat:
         self._leases = leases
         self._listening = listening
         self._report = report
+        self._on_fleet = on_fleet
         self._register = register
         self._lease_seconds = lease_seconds
         self._signals = signals
@@ -149,7 +151,7 @@ class Heartbeat:
                 renewed = store_sync.heartbeat(connection, ids, tokens, lease_seconds=self._lease_seconds)
                 self._leases.extended(held, {str(lease.id) for lease in renewed}, asked_at=asked_at)
             report = self._report()
-            known = store_sync.worker_heartbeat(
+            fleet = store_sync.worker_heartbeat(
                 connection,
                 self._worker_id,
                 active=report.active,
@@ -157,8 +159,10 @@ class Heartbeat:
                 failed=report.failed,
                 stopping=report.stopping,
             )
-            if not known:
+            if fleet is None:
                 self._register(connection)
+            else:
+                self._on_fleet(fleet)
         self._signals.emit("heartbeat", len(held))
 
     def _check(self, connection: psycopg.Connection[Any], held: list[Held]) -> None:

@@ -20,7 +20,7 @@ from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import Outcome
 from queue_pg.schema import check, package_version
 from queue_pg.submission import encode_kinds
-from queue_pg.wakeup import CANCEL, WAKE, Wakeups
+from queue_pg.wakeup import CANCEL, DUE, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
 from queue_pg_workers.claiming import Claiming, wait
 from queue_pg_workers.config import WorkerConfig
@@ -72,7 +72,12 @@ class Worker:
         )
         # Daemon threads, unlike those of asyncio.to_thread: a connect that hangs must not delay the end.
         self._threads = HandlerThreads(name=f"{self.id}-housekeeping")
-        self.wakeups = Wakeups(self._dsn, (WAKE, CANCEL), enabled=config.notify, application=self._application)
+        self.wakeups = Wakeups(
+            primary_dsn(config.listen_dsn or config.dsn),
+            (WAKE, CANCEL, DUE),
+            enabled=config.notify,
+            application=self._application,
+        )
         self._heartbeat = Heartbeat(
             self._dsn,
             application=self._application,
@@ -80,6 +85,7 @@ class Worker:
             leases=self.leases,
             listening=lambda: self.wakeups.listening,
             report=self._report,
+            on_fleet=self._on_fleet,
             register=self._register,
             lease_seconds=config.lease_seconds,
             signals=self.signals,
@@ -94,6 +100,7 @@ class Worker:
             attempts=self._attempts,
             finisher=self._finisher,
             cover=self._heartbeat.cover,
+            listening=lambda: self.wakeups.listening,
             signals=self.signals,
         )
 
@@ -114,22 +121,27 @@ class Worker:
         if not await self._start():
             return
         loop = asyncio.get_running_loop()
-        wake = self.wakeups.subscribe(WAKE, callback=lambda: _call_soon(loop, self._claims.look))
-        cancel = self.wakeups.subscribe(CANCEL, self.id, callback=self._heartbeat.check_soon)
+        # The empty payload concerns all queues.
+        subscriptions = [
+            self.wakeups.subscribe(WAKE, queue, callback=lambda: _call_soon(loop, self._claims.look))
+            for queue in ("", *self.config.queues)
+        ]
+        subscriptions.append(self.wakeups.subscribe(CANCEL, self.id, callback=self._heartbeat.check_soon))
         maintenance_stop = asyncio.Event()
         maintenance = MaintenanceLoop(self._dsn, self.wakeups, defaults=self.config.defaults)
         self.wakeups.start()
         self._heartbeat.start()
         log.info("worker %s serves %s with %d slots", self.id, ", ".join(self.config.queues), self.config.concurrency)
         self.signals.emit("started")
-        finishing = asyncio.create_task(self._finisher.run(), name="finishing")
+        # Those that end by themselves when they are told to, and then all.
+        ending = [asyncio.create_task(self._finisher.run(), name="finishing")]
+        if self.config.maintenance:
+            ending.append(asyncio.create_task(maintenance.run(maintenance_stop), name="maintenance"))
         background = [
-            finishing,
+            *ending,
             asyncio.create_task(self._claims.run(), name="claiming"),
             asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
         ]
-        if self.config.maintenance:
-            background.append(asyncio.create_task(maintenance.run(maintenance_stop), name="maintenance"))
         try:
             await self._until_stopped(background)
             log.info("worker %s is stopping, %d jobs are running", self.id, len(self._slots))
@@ -139,9 +151,9 @@ class Worker:
         finally:
             # Also after an error of our own: hand back what we hold.
             maintenance_stop.set()
-            await self._clean_up(finishing, background)
-            wake.close()
-            cancel.close()
+            await self._clean_up(ending, background)
+            for subscription in subscriptions:
+                subscription.close()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
         """Wait for the order to stop. An error in a background task is ours: it ends the worker instead of hiding."""
@@ -205,6 +217,9 @@ class Worker:
             stopping=self._stop.is_set(),
         )
 
+    def _on_fleet(self, fleet: int) -> None:
+        self._claims.share(fleet)
+
     # --- a job's way --------------------------------------------------------------------------------------------------
 
     def _has_outcome(self, held: Held, outcome: Outcome | None) -> None:
@@ -241,7 +256,7 @@ class Worker:
             self._slots.room.clear()
             await wait(self._slots.room, left)
 
-    async def _clean_up(self, finishing: asyncio.Task[None], background: list[asyncio.Task[None]]) -> None:
+    async def _clean_up(self, ending: list[asyncio.Task[None]], background: list[asyncio.Task[None]]) -> None:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
         self._stop.set()
         for link in (self._claiming, self._finishing):
@@ -252,7 +267,7 @@ class Worker:
             log.warning("worker %s hands back %d running jobs", self.id, len(self._slots))
             await self._slots.all_free(CANCEL_PATIENCE_SECONDS + 0.2)
         self._finisher.close()
-        await asyncio.wait({finishing}, timeout=CLEANUP_SECONDS)
+        await asyncio.wait(ending, timeout=CLEANUP_SECONDS)
         for link in (self._claiming, self._finishing):
             link.cut()
         for task in background:
@@ -261,6 +276,8 @@ class Worker:
         # Before the row is forgotten, or a last heartbeat would bring it back.
         await self._blocking(self._heartbeat.stop, self.wakeups.close, timeout_seconds=1.0)
         try:
+            if self._claims.owes_arming:
+                await self._claiming.run(lambda connection: store.arm(connection, self.config.queues))
             await self._claiming.run(lambda connection: store.forget_worker(connection, self.id))
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not remove its row: %s", self.id, error)

@@ -1,0 +1,2 @@
+/* queue_pg:arm */
+select queue_pg.arm(%(queues)s::text[])

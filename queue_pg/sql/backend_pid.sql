@@ -1,0 +1,2 @@
+/* queue_pg:backend_pid */
+select pg_backend_pid()

@@ -1,0 +1,2 @@
+/* queue_pg:listen_queue_pg_echo */
+listen queue_pg_echo

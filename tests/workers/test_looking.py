@@ -1,0 +1,112 @@
+"""When a worker looks and what it arms, told as stories without a clock."""
+
+from __future__ import annotations
+
+import pytest
+from queue_pg_workers.looking import CONFIRM_SECONDS, MAX_FALLBACK_SECONDS, QUICK_SECONDS, Looking
+
+POLL_SECONDS = 1.0
+
+
+def looking(*, fleet: int = 1) -> Looking:
+    made = Looking(poll_seconds=POLL_SECONDS, jitter=lambda _low, high: high)
+    made.fleet = fleet
+    return made
+
+
+def look(worker: Looking, found: int, *, room: int = 10, listening: bool = True) -> tuple[bool | None, float]:
+    """Take a look; return what it told `claim` as `arm`, and the pause after it."""
+    arm = worker.arm(listening=listening)
+    worker.looked(found, room=room)
+    return arm, worker.pause_seconds(listening=listening)
+
+
+def test_from_the_last_job_to_waiting() -> None:
+    worker = looking()
+    look(worker, 1)
+    looks = [look(worker, 0) for _ in range(6)]
+    assert [arm for arm, _ in looks] == [None, None, None, True, True, True]
+    assert [pause for _, pause in looks] == [*QUICK_SECONDS[1:], CONFIRM_SECONDS, POLL_SECONDS, POLL_SECONDS]
+
+
+def test_the_first_look_of_all_arms_and_is_confirmed() -> None:
+    assert look(looking(), 0) == (True, CONFIRM_SECONDS)
+
+
+def test_a_full_look_is_followed_by_another_at_once() -> None:
+    worker = looking()
+    assert look(worker, 10, room=10)[1] == 0
+    assert look(worker, 9, room=10)[1] == QUICK_SECONDS[0]
+
+
+def test_sustained_traffic_needs_no_notifications() -> None:
+    worker = looking()
+    assert [look(worker, 1)[0] for _ in range(4)] == [True, None, False, False]
+    assert worker.has_disarmed
+    # One empty look is no end of it, and changes nothing for the others.
+    assert [look(worker, found)[0] for found in (0, 1, 1, 1)] == [False, None, None, False]
+    assert worker.has_disarmed
+    assert [look(worker, 0)[0] for _ in range(5)] == [False, None, None, True, True]
+    assert not worker.has_disarmed
+
+
+def test_single_jobs_leave_the_queue_armed() -> None:
+    worker = looking()
+    for _ in range(3):
+        assert look(worker, 1)[0] is not False
+        assert look(worker, 0)[0] is None
+        worker.woken()
+
+
+@pytest.mark.parametrize("looks", [5, 50])
+def test_woken_in_vain_it_arms_again_at_once_and_confirms(looks: int) -> None:
+    worker = looking()
+    for _ in range(looks):
+        look(worker, 0)
+    worker.woken()
+    assert look(worker, 0) == (True, CONFIRM_SECONDS)
+    assert look(worker, 0) == (True, POLL_SECONDS)
+
+
+def test_woken_to_a_job_it_hunts_on() -> None:
+    worker = looking()
+    look(worker, 0)
+    worker.woken()
+    assert look(worker, 1) == (True, QUICK_SECONDS[0])
+
+
+def test_without_notifications_it_never_arms_and_keeps_the_poll_interval() -> None:
+    worker = looking(fleet=64)
+    looks = [look(worker, 0, listening=False) for _ in range(10)]
+    assert {arm for arm, _ in looks} == {None}
+    assert {pause for _, pause in looks} == {POLL_SECONDS}
+    assert [look(worker, 1, listening=False)[0] for _ in range(3)] == [None, None, False]
+
+
+def test_when_notifications_stop_it_polls_from_the_next_pause_on() -> None:
+    worker = looking(fleet=64)
+    for _ in range(5):
+        look(worker, 0)
+    assert worker.pause_seconds(listening=True) == MAX_FALLBACK_SECONDS
+    assert worker.pause_seconds(listening=False) == POLL_SECONDS
+
+
+def test_a_fleet_looks_about_as_often_as_one() -> None:
+    idle = {}
+    busy = {}
+    for fleet in (1, 4, 16, 64):
+        worker = looking(fleet=fleet)
+        busy[fleet] = fleet / look(worker, 1)[1]
+        for _ in range(5):
+            pause = look(worker, 0)[1]
+        idle[fleet] = fleet / pause
+    assert busy == pytest.approx({1: 500, 4: 1000, 16: 1000, 64: 1000})
+    assert idle == pytest.approx({1: 1, 4: 4, 16: 4, 64: 12.8})
+
+
+def test_pauses_are_jittered_downwards() -> None:
+    worker = Looking(poll_seconds=POLL_SECONDS)
+    worker.looked(0, room=1)
+    worker.looked(0, room=1)
+    pauses = [worker.pause_seconds(listening=False) for _ in range(100)]
+    assert 0.7 * POLL_SECONDS <= min(pauses) < max(pauses) <= POLL_SECONDS

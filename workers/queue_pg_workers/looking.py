@@ -1,0 +1,81 @@
+"""When a worker with free slots looks for jobs, and whether it asks to be notified of the next one.
+
+Like a network card under load: polled while busy, interrupting when idle. docs/workers.md has the states. Pure: it is
+told what happened and says what to do next, so tests need neither a database nor time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+# The pauses between looks after one that found less than it had room for.
+QUICK_SECONDS: Final = (0.002, 0.004, 0.008, 0.016)
+# With many workers each looks less often, so that they look about as often as one alone all together.
+QUICK_SECONDS_A_WORKER: Final = 0.001
+# What arming misses (a job inserted before it and committed after, another worker's `disarm` that raced with it) is
+# found by one more look after about this.
+CONFIRM_SECONDS: Final = 0.0175
+MAX_FALLBACK_SECONDS: Final = 5.0
+
+_ARMED: Final = len(QUICK_SECONDS)
+_CONFIRMED: Final = _ARMED + 1
+
+
+class Looking:
+    """One worker's looks. `fleet` is how many live workers serve its queues, itself included."""
+
+    def __init__(self, *, poll_seconds: float, jitter: Callable[[float, float], float] = random.uniform) -> None:
+        self.fleet = 1
+        # Whether our last word to the others was to send no notifications, because we look by ourselves.
+        self.has_disarmed = False
+        self._poll_seconds = poll_seconds
+        self._jitter = jitter
+        # Looks that found nothing since the last one that found something; the first look of all may arm.
+        self._empty = _ARMED - 1
+        # Looks in a row that found something.
+        self._finds = 0
+        self._full = False
+
+    def arm(self, *, listening: bool) -> bool | None:
+        """Return what the look that is due now tells `queue_pg.claim` as `arm`."""
+        if self._finds >= 2:
+            self.has_disarmed = True
+            return False
+        if listening and self._empty >= _ARMED - 1:
+            self.has_disarmed = False
+            return True
+        return None
+
+    def looked(self, found: int, *, room: int) -> None:
+        """Take in that a look with room for so many jobs has found so many."""
+        self._full = found >= room
+        if found:
+            self._finds += 1
+            self._empty = 0
+        else:
+            self._finds = 0
+            self._empty = min(self._empty + 1, _CONFIRMED)
+
+    def pause_seconds(self, *, listening: bool) -> float:
+        """Return how long to wait for a hint before the next look."""
+        if self._full:
+            return 0.0
+        if self._empty < _ARMED:
+            pause = max(QUICK_SECONDS[self._empty], self.fleet * QUICK_SECONDS_A_WORKER)
+        elif listening:
+            pause = CONFIRM_SECONDS if self._empty == _ARMED else self._fallback_seconds()
+        else:
+            pause = self._poll_seconds
+        # A little early and never the same, so that a fleet does not look in step.
+        return pause * self._jitter(0.7, 1.0)
+
+    def woken(self) -> None:
+        """Take in a hint: should another worker have been faster, the next look arms again at once."""
+        if self._empty >= _ARMED:
+            self._empty = _ARMED - 1
+
+    def _fallback_seconds(self) -> float:
+        # As many looks in all as of four workers that poll, however large the fleet.
+        return max(self._poll_seconds, min(self._poll_seconds * self.fleet / 4, MAX_FALLBACK_SECONDS))

@@ -29,9 +29,8 @@ from queue_pg.models import InstanceDefaults, MaintenanceRound
 from queue_pg.pace import BATCH, MAX_SLEEP_SECONDS, Pace
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
-from queue_pg.wakeup import Wakeups
+from queue_pg.wakeup import DUE, Wakeups
 
-DUE: Final = "queue_pg_due"
 HORIZON_SECONDS: Final = 10.0
 _HISTORY_AFTER_FAULT_SECONDS: Final = 60.0
 _BACKOFF_SECONDS: Final = (0.2, 10.0)
@@ -73,7 +72,7 @@ class MaintenanceLoop:
         woken = asyncio.Event()
         loop = asyncio.get_running_loop()
         subscription = None
-        if self._wakeups is not None and DUE in self._wakeups.channels:
+        if self._wakeups is not None:
             subscription = self._wakeups.subscribe(DUE, callback=lambda: _set_soon(loop, woken))
         backoff = _BACKOFF_SECONDS[0]
         try:
@@ -108,7 +107,7 @@ class MaintenanceLoop:
                 conn,
                 self._name,
                 max_jobs=BATCH,
-                arm=self._wakeups is not None and self._wakeups.listening and DUE in self._wakeups.channels,
+                arm=self._wakeups is not None and self._wakeups.listening,
                 since=self._pace.begin(time.monotonic()),
                 within_seconds=MAX_SLEEP_SECONDS,
             )

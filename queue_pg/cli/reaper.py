@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def reaper(database_url: DatabaseUrl = None) -> None:
     """Take back expired leases, start due jobs, drop old history; until SIGTERM or Ctrl-C.
 
-    Every worker does this too: run it alone where jobs are pulled over HTTP only. Several at once do no harm.
+    Every worker can do this too, and one process at a time does: run it alone where jobs are pulled over HTTP only.
     """
     settings = load_settings(database_url)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -34,10 +34,12 @@ def reaper(database_url: DatabaseUrl = None) -> None:
 
 async def _run(dsn: str, settings: Settings) -> None:
     from queue_pg.maintenance import MaintenanceLoop
+    from queue_pg.wakeup import DUE, Wakeups
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     say("Maintenance runs: expired leases, due jobs, deadlines, history.")
-    await MaintenanceLoop(dsn, defaults=settings.instance_defaults).run(stop)
+    with Wakeups(settings.listen_database_url or dsn, (DUE,), enabled=settings.notify) as wakeups:
+        await MaintenanceLoop(dsn, wakeups, defaults=settings.instance_defaults).run(stop)

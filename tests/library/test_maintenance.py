@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from queue_pg import JobNotFound, Queue, maintenance, store
+from queue_pg import JobNotFound, Queue, pace, store
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import Horizon, MaintenanceRound, MaintenanceStep
 from queue_pg.pool import AsyncPool
@@ -96,18 +96,25 @@ async def test_expired_leases_and_deadlines(dsn: str, clock: Clock, caplog: pyte
     assert "Took 1 jobs back" in caplog.text
 
 
-async def test_a_hint_wakes_the_loop(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "MAX_SLEEP_SECONDS", 3600.0)
+async def test_a_hint_wakes_the_leader(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "MAX_SLEEP_SECONDS", 3600.0)
     async with Queue(dsn, notify=False) as queue:
         with Wakeups(dsn) as wakeups:
             assert await asyncio.to_thread(wakeups.wait_listening, SOON)
             async with running(Watched(dsn, wakeups)) as loop:
                 await loop.until(lambda: bool(loop.seen))
                 assert loop.seen[0].next_due_seconds is None
-                steps = len(loop.seen)
-                await queue.submit("k", delay=1800)
-                await loop.until(lambda: len(loop.seen) > steps)
-                assert loop.seen[-1].next_due_seconds is not None
+                await queue.submit("k", delay=0.5)
+                await loop.until(lambda: any(step.promoted for step in loop.seen))
+
+
+async def test_without_notifications_it_polls(dsn: str) -> None:
+    async with Queue(dsn, notify=False) as queue:
+        with Wakeups(dsn, enabled=False) as wakeups:
+            async with running(Watched(dsn, wakeups)) as loop:
+                await loop.until(lambda: bool(loop.seen))
+                await queue.submit("k", delay=0.5)
+                await loop.until(lambda: any(step.promoted for step in loop.seen))
 
 
 async def test_history_is_kept_at_the_start_and_its_faults_stop_nothing(

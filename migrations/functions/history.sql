@@ -209,7 +209,11 @@ begin
   end if;
   again_seconds := 60;
 
-  perform queue_pg.fold_counters();
+  begin
+    perform queue_pg.fold_counters();
+  exception when others then
+    raise warning 'queue_pg.fold_counters: %', sqlerrm;
+  end;
   begin
     v_more := queue_pg.sweep();
   exception

@@ -19,7 +19,7 @@ from queue_pg.models import ClaimedJob, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json, error_object
 from queue_pg.settings import Settings
 from queue_pg.submission import JobChecker
-from queue_pg.wakeup import RESULT, WAKE, Wakeups
+from queue_pg.wakeup import DUE, RESULT, WAKE, Wakeups
 from queue_pg_api.claim_room import ClaimRoom, Wanted
 from queue_pg_api.kinds import Kinds
 from queue_pg_api.queue_watch import QueueWatch
@@ -59,12 +59,15 @@ class Service:
         )
         self.check = JobChecker(org=self.queue.org or self.org, max_payload_bytes=self.queue.max_payload_bytes)
         self.gathering = Gathering(partial(self.queue.connection, unsafe_to_repeat=True))
+        listen_dsn = settings.listen_database_url or self.queue.dsn
+        self._wakeups = self.queue.wakeups
+        self._owns_wakeups = queue is None or not {WAKE, DUE} <= set(self._wakeups.channels)
+        if self._owns_wakeups:
+            channels = (WAKE, DUE, RESULT) if queue is None else (WAKE, DUE)
+            self._wakeups = Wakeups(listen_dsn, channels, enabled=settings.notify)
         if queue is None:
-            # One listening connection serves claims and waits for results; the library alone listens for the latter.
-            self.queue.wakeups = Wakeups(self.queue.dsn, (WAKE, RESULT), enabled=settings.notify)
-        own_wakeups = WAKE not in self.queue.wakeups.channels
-        self._wakeups = Wakeups(self.queue.dsn, (WAKE,), enabled=settings.notify) if own_wakeups else self.queue.wakeups
-        self._owns_wakeups = own_wakeups or queue is None
+            # One listening connection serves all; the library alone listens for results only.
+            self.queue.wakeups = self._wakeups
         self._watch = QueueWatch(self._wakeups, self._disarm)
         self.claims = ClaimRoom(self._claim, self._release, watch=self._watch)
         self.kinds = Kinds(self.queue, settings.unknown_kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from queue_pg_workers.looking import CONFIRM_SECONDS, MAX_FALLBACK_SECONDS, QUICK_SECONDS, Looking
+from queue_pg_workers.looking import CONFIRM_SECONDS, MAX_FALLBACK_SECONDS, QUICK_SECONDS, SUSTAINED_FINDS, Looking
 
 POLL_SECONDS = 1.0
 
@@ -41,13 +41,16 @@ def test_a_full_look_is_followed_by_another_at_once() -> None:
 
 def test_sustained_traffic_needs_no_notifications() -> None:
     worker = looking()
-    assert [look(worker, 1)[0] for _ in range(4)] == [True, None, False, False]
+    arms = [look(worker, 1)[0] for _ in range(SUSTAINED_FINDS + 2)]
+    assert arms == [True, *[None] * (SUSTAINED_FINDS - 1), False, False]
     assert worker.has_disarmed
-    # One empty look is no end of it, and changes nothing for the others.
-    assert [look(worker, found)[0] for found in (0, 1, 1, 1)] == [False, None, None, False]
+    # One empty look is no end of it. The next one would arm, but finds a job, so nothing changes for the others.
+    assert [look(worker, found)[0] for found in (0, 1, 1)] == [False, True, None]
     assert worker.has_disarmed
-    assert [look(worker, 0)[0] for _ in range(5)] == [False, None, None, True, True]
+    assert [look(worker, 0)[0] for _ in range(2)] == [None, True]
     assert not worker.has_disarmed
+    # From here on as after a single job.
+    assert [look(worker, 0)[0] for _ in range(3)] == [None, True, True]
 
 
 def test_single_jobs_leave_the_queue_armed() -> None:
@@ -80,7 +83,8 @@ def test_without_notifications_it_never_arms_and_keeps_the_poll_interval() -> No
     looks = [look(worker, 0, listening=False) for _ in range(10)]
     assert {arm for arm, _ in looks} == {None}
     assert {pause for _, pause in looks} == {POLL_SECONDS}
-    assert [look(worker, 1, listening=False)[0] for _ in range(3)] == [None, None, False]
+    # It would not know when to arm again, so it leaves that to those who listen.
+    assert {look(worker, 1, listening=False)[0] for _ in range(2 * SUSTAINED_FINDS)} == {None}
 
 
 def test_when_notifications_stop_it_polls_from_the_next_pause_on() -> None:

@@ -167,12 +167,12 @@ class Claiming:
         self._deadlines.watch(min([held.times_out_at for held in batch]))
         verbose = log.isEnabledFor(logging.DEBUG)
         for begin in range(0, len(batch), START_AT_ONCE):
-            if begin:
-                await asyncio.sleep(0)
             for held in batch[begin : begin + START_AT_ONCE]:
                 if verbose:
                     _log_begin(held.job)
                 self._attempts.start(held, self._handlers[held.job.kind])
+            # After the last ones too: slots of handlers that need not wait are free again for the next claim.
+            await asyncio.sleep(0)
 
 
 def _log_begin(job: LeasedJob) -> None:

@@ -18,6 +18,8 @@ QUICK_SECONDS_A_WORKER: Final = 0.001
 # found by one more look after about this.
 CONFIRM_SECONDS: Final = 0.0175
 MAX_FALLBACK_SECONDS: Final = 5.0
+# Looks in a row that found something: from then on jobs come more often than we look, and no hint would be sooner.
+SUSTAINED_FINDS: Final = 5
 
 _ARMED: Final = len(QUICK_SECONDS)
 _CONFIRMED: Final = _ARMED + 1
@@ -32,6 +34,7 @@ class Looking:
         self.has_disarmed = False
         self._poll_seconds = poll_seconds
         self._jitter = jitter
+        self._arms = False
         # Looks that found nothing since the last one that found something; the first look of all may arm.
         self._empty = _ARMED - 1
         # Looks in a row that found something.
@@ -40,13 +43,11 @@ class Looking:
 
     def arm(self, *, listening: bool) -> bool | None:
         """Return what the look that is due now tells `queue_pg.claim` as `arm`."""
-        if self._finds >= 2:
-            self.has_disarmed = True
-            return False
-        if listening and self._empty >= _ARMED - 1:
-            self.has_disarmed = False
-            return True
-        return None
+        disarms = listening and self._finds >= SUSTAINED_FINDS
+        # What was disarmed is armed again as soon as looks find nothing twice; what was not, is mostly armed anyway.
+        self._arms = listening and not disarms and self._empty >= (1 if self.has_disarmed else _ARMED - 1)
+        self.has_disarmed = self.has_disarmed or disarms
+        return False if disarms else self._arms or None
 
     def looked(self, found: int, *, room: int) -> None:
         """Take in that a look with room for so many jobs has found so many."""
@@ -55,6 +56,8 @@ class Looking:
             self._finds += 1
             self._empty = 0
         else:
+            # Only a look that finds nothing arms.
+            self.has_disarmed = self.has_disarmed and not self._arms
             self._finds = 0
             self._empty = min(self._empty + 1, _CONFIRMED)
 

@@ -69,15 +69,15 @@ def chunks_sync(jobs: Iterable[NewJob], check: JobChecker) -> Generator[Chunk]:
 async def chunks_async(jobs: Iterable[NewJob] | AsyncIterable[NewJob], check: JobChecker) -> AsyncGenerator[Chunk]:
     """Yield checked jobs chunk by chunk; a refusal names the job: `jobs[3].payload`."""
     if not isinstance(jobs, AsyncIterable):
-        for full in chunks_sync(jobs, check):
-            yield full
+        for chunk in chunks_sync(jobs, check):
+            yield chunk
         return
     cutter = _Cutter(check)
     async for job in jobs:
         if (full := cutter.add(job)) is not None:
             yield full
-    for full in cutter.rest():
-        yield full
+    for last in cutter.rest():
+        yield last
 
 
 def name_position(error: InvalidJob, position: int) -> None:

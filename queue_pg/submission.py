@@ -204,10 +204,10 @@ def _tags(tags: Any) -> list[str]:
     return [_text(f"tags[{index}]", tag, MAX_NAME_CHARS) for index, tag in enumerate(found)]
 
 
-def _metadata(metadata: Any) -> str:
-    if not isinstance(metadata, Mapping):
+def _metadata(metadata: Mapping[str, Any]) -> str:
+    if not isinstance(cast(Any, metadata), Mapping):
         raise InvalidJob("metadata", "must be an object")
-    return encode_json(dict(cast("Mapping[Any, Any]", metadata)), field="metadata", max_bytes=MAX_METADATA_BYTES)
+    return encode_json(dict(metadata), field="metadata", max_bytes=MAX_METADATA_BYTES)
 
 
 def encode_kinds(kinds: list[dict[str, Any]]) -> str:

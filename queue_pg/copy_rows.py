@@ -14,7 +14,7 @@ from typing import Final
 from uuid import UUID
 
 from queue_pg.submission import CheckedJob, Terms
-from queue_pg.uuid7 import uuid7_halves
+from queue_pg.uuid7 import uuid7_halves, uuid_of
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -51,7 +51,7 @@ class CopyRows:
             high, low = uuid7_halves(at, random)
             if terms is not self._tail_of:
                 self._tail_of, self._tail = terms, self._make_tail(terms)
-            ids.append(UUID(int=high << 64 | low))
+            ids.append(uuid_of(high << 64 | low))
             pieces += (_head(_COLUMNS, 16, high, low, len(payload) + 1, _JSONB_VERSION), payload, self._tail)
         self._next_id_at = at
         return b"".join(pieces), ids

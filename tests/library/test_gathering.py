@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from queue_pg import DatabaseUnavailable, InvalidJob, NewJob, Queue, gathering
 from queue_pg.gathering import Gathering
 from queue_pg.submission import CheckedJob, JobChecker
-from queue_pg.uuid7 import uuid7_halves, uuid7_microseconds
+from queue_pg.uuid7 import uuid7_halves, uuid7_microseconds, uuid_of
 
 check = JobChecker(org="default")
 REFUSED_BY_POSTGRES = check(NewJob(kind="bad", metadata={f"k{n}": n for n in range(5_000)}))
@@ -224,5 +224,7 @@ def test_an_id_tells_its_microsecond(moment: datetime, random: int) -> None:
     high, low = uuid7_halves(microseconds, random)
     made = UUID(int=high << 64 | low)
     assert uuid7_microseconds(made) == microseconds
+    assert repr((uuid_of(made.int), hash(uuid_of(made.int)))) == repr((made, hash(made)))
+    assert uuid_of(made.int).is_safe is made.is_safe
     assert (made.version, made.variant) == (7, "specified in RFC 4122")
     assert UUID(int=uuid7_halves(microseconds + 1, 0)[0] << 64) > UUID(int=high << 64)

@@ -1,0 +1,57 @@
+"""PgBouncer in transaction mode in front of a database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+
+PROGRAM = os.environ.get("QUEUE_PG_TEST_PGBOUNCER") or shutil.which("pgbouncer")
+
+CONFIGURATION = """
+[databases]
+* = host={host} port={port} user={user} password={password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 6
+"""
+
+
+@contextmanager
+def pooled(dsn: str) -> Generator[str]:
+    """Give the DSN of the same database through a pooler that runs while the block lasts."""
+    server = {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(dsn).items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="queue-pg-bouncer-") as folder:
+        Path(folder).chmod(0o755)  # as root, the pooler's account has to read it
+        configuration = Path(folder, "pgbouncer.ini")
+        configuration.write_text(CONFIGURATION.format(**{"password": "", **server, "listen": listen}))
+        as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
+        process = subprocess.Popen([str(PROGRAM), "-q", *as_nobody, str(configuration)], stderr=subprocess.DEVNULL)
+        through = f"postgresql://{server['user']}@127.0.0.1:{listen}/{server['dbname']}"
+        try:
+            _until_it_answers(process, through)
+            yield through
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _until_it_answers(process: subprocess.Popen[bytes], dsn: str) -> None:
+    while process.poll() is None:
+        with suppress(psycopg.OperationalError):
+            psycopg.connect(dsn, connect_timeout=2).close()
+            return

@@ -64,7 +64,8 @@ def test_connections_that_the_server_closed_are_not_used_blocking(dsn: str) -> N
 
 
 @pytest.mark.parametrize(
-    "statement", ["submit", "submit_many", "finish", "complete", "fail", "release", "cancel", "retry"]
+    "statement",
+    ["submit", "submit_many", "claim", "claim_for_worker", "finish", "complete", "fail", "release", "cancel", "retry"],
 )
 async def test_what_is_acknowledged_is_on_disk(dsn: str, conn: psycopg.AsyncConnection, statement: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
@@ -82,6 +83,10 @@ async def test_what_is_acknowledged_is_on_disk(dsn: str, conn: psycopg.AsyncConn
                     await store.submit(session, '[{"kind": "k"}]', own_transaction=True)
                 case "submit_many":
                     await store.submit_many(session, '[{"kind": "k"}]', own_transaction=True)
+                case "claim":
+                    await store.claim(session, "w", ["default"])
+                case "claim_for_worker":
+                    await store.claim_for_worker(session, "w", ["default"], kinds=["k"], max_jobs=1)
                 case "finish":
                     await store.finish(session, [Outcome(id=job.id, lease_token=1, outcome="complete", result="1")])
                 case "complete":

@@ -16,7 +16,7 @@ class Deadlines:
     """Interrupts each running handler at its `times_out_at`.
 
     A timer for each would cost more than most handlers take; nearly all end long before. The one timer is set for the
-    earliest deadline, and when it goes off looks at those that still run.
+    earliest deadline, and when it goes off looks at those that have not ended.
     """
 
     def __init__(self, leases: Leases) -> None:
@@ -44,7 +44,8 @@ class Deadlines:
         self._next, self._timer = math.inf, None
         left: list[float] = []
         for held in self._leases.all():
-            if held.running and held.interruption is None:
+            # Also those that the loop has not come to yet.
+            if held.outcome is None and held.interruption is None:
                 if held.times_out_at <= now:
                     held.interrupt(Interruption.TIMEOUT)
                 else:

@@ -4,22 +4,21 @@
 -- for what is left, so neither a queue nor a tenant can starve another; inside a lane the order is
 -- priority desc, run_at, id, which is the order of index jobs_claim, so a claim reads just the rows it takes.
 --
--- A long transaction elsewhere keeps the entries of claimed jobs in that index, and each claim would walk over all of
--- them again. So a claim counts the entries it read. When they are many more than it took, the session remembers for
--- the lane the last key it took, the floor, and starts its next claims there: what comes before is taken or dead.
--- What gets in before the floor (a transaction that commits late, a job handed back, a higher priority) is found by
--- sweeping the lane from its start again, so seldom that it takes 5 % of the time at most. Without such a transaction
--- there are no floors, and the order is exact at every claim.
+-- Claimed jobs leave dead entries at the head of their lane until the next vacuum, and for hours when a long transaction
+-- elsewhere keeps them; each claim would walk over all of them again. So a claim counts the index pages it read. When
+-- they are many more than the jobs it took fill, the session remembers for the lane the last key it took, the floor, and
+-- starts its next claims there: what comes before is taken or dead. Higher priorities than the floor's are looked at
+-- all the same. What else gets in before the floor (a transaction that commits late, a job handed back) is found by
+-- sweeping the lane from its head again, so seldom that it takes 5 % of the time at most.
 --
 -- The SETs pin plans to the index whatever the statistics say; stale ones turn these statements quadratic. A pinned plan
 -- looks expensive to the planner, so JIT has to be off as well: compiling would cost more than all the rest.
 
--- Locks up to `wanted` claimable jobs of one lane and returns their ids in order, with the key of the last one. With a
--- floor it looks only behind that key. SKIP LOCKED sits in a FROM of its own: a sub-select under IN may be run again
--- per row and lock more than its LIMIT.
+-- Locks up to `wanted` claimable jobs of one lane and returns their ids in order, with the key of the last one.
+-- `floor` null: of the whole lane; else [priority, run_at, id, ...]: of what comes behind it, or of the priorities above.
+-- SKIP LOCKED sits in a FROM of its own: a sub-select under IN may be run again per row and lock more than its LIMIT.
 create or replace function queue_pg.pick(
-  queue text, org text, kinds text[], wanted integer, floor_priority integer, floor_run_at timestamptz, floor_id uuid,
-  out ids uuid[], out last_priority integer, out last_run_at timestamptz, out last_id uuid)
+  queue text, org text, kinds text[], wanted integer, floor jsonb, above boolean, out ids uuid[], out last_key jsonb)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -32,23 +31,34 @@ set enable_mergejoin = off
 as $$
 declare
   v_now timestamptz := queue_pg.now();
+  v_priority integer := floor ->> 0;
+  v_run_at timestamptz;
+  v_id uuid;
   v_priorities smallint[];
   v_run_ats timestamptz[];
-  v_more uuid[];
 begin
-  if floor_priority is null then
+  if floor is null then
     select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
     from (
       select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
       where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org
         and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
       order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
+  elsif above then
+    select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
+    from (
+      select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
+      where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org and j.priority > v_priority
+        and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
+      order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
   else
+    v_run_at := floor ->> 1;
+    v_id := floor ->> 2;
     select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
     from (
       select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
       where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org
-        and j.priority = floor_priority and (j.run_at, j.id) > (floor_run_at, floor_id)
+        and j.priority = v_priority and (j.run_at, j.id) > (v_run_at, v_id)
         and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
       order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
     if coalesce(cardinality(ids), 0) < wanted then
@@ -56,15 +66,69 @@ begin
       into ids, v_priorities, v_run_ats
       from (
         select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
-        where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org and j.priority < floor_priority
+        where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org and j.priority < v_priority
           and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
         order by j.queue, j.org, j.priority desc, j.run_at, j.id
         limit wanted - coalesce(cardinality(ids), 0) for update skip locked) p;
     end if;
   end if;
-  last_priority := v_priorities[cardinality(ids)];
-  last_run_at := v_run_ats[cardinality(ids)];
-  last_id := ids[cardinality(ids)];
+  ids := coalesce(ids, '{}');
+  if ids <> '{}' then
+    last_key := jsonb_build_array(
+      v_priorities[cardinality(ids)], v_run_ats[cardinality(ids)], ids[cardinality(ids)]);
+  end if;
+end
+$$;
+
+-- Locks up to `wanted` claimable jobs of one lane, and returns their ids, the key behind which there may be more (null:
+-- there are none), and the lane's new floor. A floor is [priority, run_at, id, when to sweep, when to look above].
+create or replace function queue_pg.pick_from_lane(
+  queue text, org text, kinds text[], wanted integer, floor jsonb, out ids uuid[], out rest jsonb, out new_floor jsonb)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_index constant oid := 'queue_pg.jobs_claim'::regclass;
+  -- Index pages that a claim may read without being called wasteful.
+  v_fair constant integer := 40 + wanted / 20;
+  v_now timestamptz := queue_pg.now();
+  v_started timestamptz := clock_timestamp();
+  v_pages bigint := pg_stat_get_xact_blocks_fetched(v_index);
+  v_sweep_at jsonb := floor -> 3;
+  v_above_at jsonb := coalesce(floor -> 4, '0');
+  v_pick record;
+  v_key jsonb;
+begin
+  ids := '{}';
+  if floor is null or extract(epoch from v_now) >= (floor ->> 3)::numeric then
+    select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted, null, null) p;
+    ids := v_pick.ids;
+    if pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair then
+      rest := case when cardinality(ids) = wanted then v_pick.last_key end;
+      return;
+    end if;
+    v_sweep_at := to_jsonb(extract(epoch from v_now + 20 * (clock_timestamp() - v_started)));
+  else
+    if extract(epoch from v_now) >= (floor ->> 4)::numeric then
+      select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted, floor, true) p;
+      ids := v_pick.ids;
+      v_above_at := case when pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair then '0'::jsonb
+        else to_jsonb(extract(epoch from v_now + 20 * (clock_timestamp() - v_started))) end;
+      v_pick.last_key := null;
+    end if;
+    if cardinality(ids) < wanted then
+      select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted - cardinality(ids), floor, false) p;
+      ids := ids || v_pick.ids;
+    end if;
+  end if;
+  -- Nothing taken and nothing known: most jobs have priority 0.
+  v_key := coalesce(v_pick.last_key, floor, jsonb_build_array(0, v_now, '00000000-0000-0000-0000-000000000000'));
+  rest := case when cardinality(ids) = wanted then v_key end;
+  -- While jobs flow in, transactions overtake each other: the floor stays a moment behind.
+  if (v_key ->> 1)::timestamptz > v_now - interval '250 milliseconds' then
+    v_key := jsonb_set(v_key, '{1}', to_jsonb(v_now - interval '250 milliseconds'));
+  end if;
+  new_floor := jsonb_build_array(v_key -> 0, v_key -> 1, v_key -> 2, v_sweep_at, v_above_at);
 end
 $$;
 
@@ -81,18 +145,13 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
-  v_claim_index constant oid := 'queue_pg.jobs_claim'::regclass;
+  v_index constant oid := 'queue_pg.jobs_claim'::regclass;
   v_after text := coalesce(current_setting('queue_pg.claim_after', true), '');
   -- Floors are of one kind of claim: another may still want what this one has passed over.
   v_for text := hashtext(coalesce(kinds::text, '') || E'\x1f' || coalesce(only_org, ''));
   v_floors jsonb := coalesce(nullif(current_setting('queue_pg.floors', true), '')::jsonb -> v_for, '{}');
   v_remembered jsonb := v_floors;
-  v_floor jsonb;
-  v_last jsonb;
-  v_lasts jsonb[] := '{}';
-  v_sweep boolean;
-  v_started timestamptz;
-  v_read bigint;
+  v_pages bigint;
   v_queue text;
   v_org text;
   v_known text;
@@ -102,15 +161,18 @@ declare
   v_stopped_at text;
   v_lane_queues text[] := '{}';
   v_lane_orgs text[] := '{}';
+  -- Per lane: behind which key there may be more.
+  v_rests jsonb[] := '{}';
   v_lane record;
   v_pick record;
   v_ids uuid[] := '{}';
+  v_share integer;
   v_limit integer;
 begin
   for v_queue in select distinct q from unnest(queues) q where q is not null loop
     v_org := coalesce(only_org, v_after);
     v_wrapped := v_after = '';
-    v_read := pg_stat_get_xact_tuples_returned(v_claim_index);
+    v_pages := pg_stat_get_xact_blocks_fetched(v_index);
     v_lanes := cardinality(v_lane_queues);
     loop
       -- One index probe finds the next tenant with work in this queue; a lane with a floor is not probed, but visited.
@@ -145,7 +207,7 @@ begin
       exit when only_org is not null or v_full;
     end loop;
     v_org := coalesce(only_org, 'default');
-    if cardinality(v_lane_queues) = v_lanes and pg_stat_get_xact_tuples_returned(v_claim_index) - v_read > 1000
+    if cardinality(v_lane_queues) = v_lanes and pg_stat_get_xact_blocks_fetched(v_index) - v_pages > 40
       and not exists (
         select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now)
     then
@@ -159,7 +221,11 @@ begin
     -- More lanes than one claim looks at: the session's next claim goes on where this one stopped.
     perform set_config('queue_pg.claim_after', case when v_full then v_stopped_at else '' end, false);
   end if;
+  if cardinality(v_lane_queues) = 0 then
+    return '{}';
+  end if;
 
+  v_share := ceil(wanted::numeric / cardinality(v_lane_queues));
   for v_pass in 1..least(cardinality(v_lane_queues), 2) loop
     for v_lane in
       select l.queue, l.org, l.nr from unnest(v_lane_queues, v_lane_orgs) with ordinality as l (queue, org, nr)
@@ -167,52 +233,23 @@ begin
     loop
       v_limit := wanted - cardinality(v_ids);
       exit when v_limit <= 0;
-      v_last := v_lasts[v_lane.nr];
       if v_pass = 1 then
-        v_limit := least(v_limit, ceil(wanted::numeric / cardinality(v_lane_queues)));
-      elsif v_last is null then
-        continue;
-      end if;
-      v_floor := v_floors -> v_lane.queue -> v_lane.org;
-      v_sweep := v_pass = 1 and (v_floor is null or extract(epoch from v_now) >= (v_floor ->> 3)::numeric);
-      v_started := clock_timestamp();
-      v_read := pg_stat_get_xact_tuples_returned(v_claim_index);
-      if v_sweep then
-        select p.* into v_pick from queue_pg.pick(v_lane.queue, v_lane.org, kinds, v_limit, null, null, null) p;
-      else
-        -- The second time behind what the first took: rows that are locked by ourselves would not be skipped.
-        v_last := coalesce(v_last, v_floor);
-        select p.* into v_pick from queue_pg.pick(
-          v_lane.queue, v_lane.org, kinds, v_limit,
-          (v_last ->> 0)::integer, (v_last ->> 1)::timestamptz, (v_last ->> 2)::uuid) p;
-      end if;
-      v_ids := v_ids || v_pick.ids;
-      v_last := jsonb_build_array(v_pick.last_priority, v_pick.last_run_at, v_pick.last_id);
-      -- A lane that gave less than it was asked for has no more.
-      v_lasts[v_lane.nr] := case when cardinality(v_pick.ids) = v_limit then v_last end;
-
-      if v_sweep then
-        if pg_stat_get_xact_tuples_returned(v_claim_index) - v_read <= 1000 + 4 * v_limit then
+        select p.* into v_pick from queue_pg.pick_from_lane(
+          v_lane.queue, v_lane.org, kinds, least(v_limit, v_share), v_floors -> v_lane.queue -> v_lane.org) p;
+        v_rests[v_lane.nr] := v_pick.rest;
+        if v_pick.new_floor is not null then
+          v_floors := v_floors || jsonb_build_object(
+            v_lane.queue, coalesce(v_floors -> v_lane.queue, '{}') || jsonb_build_object(v_lane.org, v_pick.new_floor));
+        elsif v_floors <> '{}' then
           v_floors := v_floors #- array[v_lane.queue, v_lane.org];
-          continue;
         end if;
-        -- Nothing known and nothing found: most jobs have priority 0.
-        v_floor := coalesce(v_floor, jsonb_build_array(0, v_now, '00000000-0000-0000-0000-000000000000'));
-        v_floor := jsonb_build_array(
-          v_floor -> 0, v_floor -> 1, v_floor -> 2, extract(epoch from v_now + 20 * (clock_timestamp() - v_started)));
+        v_ids := v_ids || v_pick.ids;
+      elsif v_rests[v_lane.nr] is not null then
+        -- Behind what the first visit took: rows that are locked by ourselves would not be skipped.
+        select p.ids into v_pick from queue_pg.pick(
+          v_lane.queue, v_lane.org, kinds, v_limit, v_rests[v_lane.nr], false) p;
+        v_ids := v_ids || v_pick.ids;
       end if;
-      if v_floor is null then
-        continue;
-      end if;
-      if v_pick.last_id is not null then
-        v_floor := jsonb_build_array(v_last -> 0, v_last -> 1, v_last -> 2, v_floor -> 3);
-      end if;
-      -- While jobs flow in, transactions overtake each other: the floor stays a moment behind.
-      if (v_floor ->> 1)::timestamptz > v_now - interval '250 milliseconds' then
-        v_floor := jsonb_set(v_floor, '{1}', to_jsonb(v_now - interval '250 milliseconds'));
-      end if;
-      v_floors := v_floors || jsonb_build_object(
-        v_lane.queue, coalesce(v_floors -> v_lane.queue, '{}') || jsonb_build_object(v_lane.org, v_floor));
     end loop;
     exit when cardinality(v_ids) >= wanted;
   end loop;

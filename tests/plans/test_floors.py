@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-JOBS = 6_000
+JOBS = 12_000
 TAKE = 50
 
 
@@ -64,17 +64,17 @@ def put_off_the_sweep(conn: psycopg.Connection) -> None:
     """Keep the clock out of a test: the floors stay, the sweep that is due by now does not come."""
     conn.execute(
         "select set_config('queue_pg.floors', regexp_replace("
-        "current_setting('queue_pg.floors'), '[0-9.]+]', '9999999999]', 'g'), false)"
+        "current_setting('queue_pg.floors'), '[0-9.]+, ([0-9.]+)]', '9999999999, \\1]', 'g'), false)"
     )
 
 
 def test_claims_do_not_walk_over_what_a_long_transaction_keeps(
     connection: psycopg.Connection, held: psycopg.Connection
 ) -> None:
-    assert take_some(connection, 4_000) == list(range(1, 4_001))
+    assert take_some(connection, 10_000) == list(range(1, 10_001))
     put_off_the_sweep(connection)
     reads: list[int] = []
-    for start in range(4_001, 5_501, TAKE):
+    for start in range(10_001, 11_501, TAKE):
         jobs, read = claim(connection)
         assert jobs == list(range(start, start + TAKE))
         reads.append(read)
@@ -93,15 +93,25 @@ def test_without_a_long_transaction_every_claim_is_exact(connection: psycopg.Con
     assert not floors
 
 
+def test_a_higher_priority_is_seen_at_once(connection: psycopg.Connection, held: psycopg.Connection) -> None:
+    take_some(connection, 10_000)
+    claim(connection)
+    insert(connection, 2, priority=5)
+    put_off_the_sweep(connection)
+    jobs, read = claim(connection, 3)
+    assert jobs == [1, 2, 10_051]
+    assert read <= 2 * TAKE
+
+
 def test_what_gets_in_before_the_floor_is_found_by_the_next_sweep(
     connection: psycopg.Connection, held: psycopg.Connection
 ) -> None:
-    take_some(connection, 4_000)
+    take_some(connection, 10_000)
     claim(connection)
     insert(connection, 1, priority=5)
     insert(connection, 1, age="2 h")
     sweep(connection)
-    assert claim(connection, 3)[0] == [1, 1, 4_051]
+    assert claim(connection, 3)[0] == [1, 1, 10_051]
 
 
 def test_lower_priorities_are_reached_from_the_floor(connection: psycopg.Connection, held: psycopg.Connection) -> None:
@@ -135,7 +145,7 @@ def test_a_fresh_session_finds_new_jobs_behind_the_dead(
 
 
 def test_other_tenants_are_found_behind_a_floor(connection: psycopg.Connection, held: psycopg.Connection) -> None:
-    take_some(connection, 4_000)
+    take_some(connection, 10_000)
     claim(connection)
     insert(connection, 10, org="another", age="20 ms")
     insert(connection, 10, org="zeta", age="20 ms")
@@ -147,7 +157,7 @@ def test_other_tenants_are_found_behind_a_floor(connection: psycopg.Connection, 
 
 def test_claims_of_other_kinds_do_not_share_a_floor(connection: psycopg.Connection, held: psycopg.Connection) -> None:
     connection.execute("insert into queue_pg.jobs (kind, run_at) values ('other', queue_pg.now() - interval '2 h')")
-    take_some(connection, 4_000)
+    take_some(connection, 10_000)
     claim(connection)
     found = connection.execute("select kind from queue_pg.claim('w', '{default}', '{other}')").fetchall()
     assert found == [("other",)]

@@ -33,6 +33,8 @@ DISARM_SECONDS = 0.05
 HAND_OVER_SECONDS = 0.02
 # How many handlers start before the loop turns to other things, such as sending what the first ones returned.
 START_AT_ONCE = 100
+# A claim of more than this takes half of the slots at most: the other half's jobs run while the database works.
+CLAIM_AT_ONCE = 250
 
 
 class Claiming:
@@ -71,6 +73,8 @@ class Claiming:
         # Jobs may be there; apart from `Slots.room`, because an empty queue stays empty when a slot gets free.
         self._hint = asyncio.Event()
         self._stop = asyncio.Event()
+        self._claimed: asyncio.Queue[list[Held]] = asyncio.Queue()
+        self._at_once = max(CLAIM_AT_ONCE, config.concurrency // 2)
 
     def look(self) -> None:
         """Claim soon: jobs may be there."""
@@ -116,6 +120,7 @@ class Claiming:
         # Cleared before the look: what comes during it ends the wait after it.
         self._hint.clear()
         asked_at = time.monotonic()
+        wanted = min(free, self._at_once)
         arm = self._looking.arm(listening=self._listening())
         jobs = await self._link.run(
             lambda connection: store.claim_for_worker(
@@ -123,15 +128,15 @@ class Claiming:
                 self._worker_id,
                 self._config.queues,
                 kinds=self._kinds,
-                max_jobs=free,
+                max_jobs=wanted,
                 lease_seconds=self._config.lease_seconds,
                 arm=arm,
             )
         )
-        self._looking.looked(len(jobs), room=free)
+        self._looking.looked(len(jobs), room=wanted)
         if jobs:
             self._signals.emit("claimed", len(jobs))
-            await self._take(jobs, asked_at)
+            self._take(jobs, asked_at)
 
     async def _until_room(self) -> None:
         """Wait for something to change, and see meanwhile that neither we nor the others are notified in vain."""
@@ -150,7 +155,7 @@ class Claiming:
             self._looking.has_disarmed = False
             await self._link.run(lambda connection: store.arm(connection, queues))
 
-    async def _take(self, jobs: list[LeasedJob], asked_at: float) -> None:
+    def _take(self, jobs: list[LeasedJob], asked_at: float) -> None:
         on_interrupted = self._attempts.interrupted
         batch = [Held(job, asked_at=asked_at, on_interrupted=on_interrupted) for job in jobs]
         self._leases.add(batch)
@@ -161,18 +166,23 @@ class Claiming:
             return
         self._slots.taken.update(batch)
         self._cover(min([job.lease_seconds for job in jobs]))
-        begun_at = time.monotonic()
-        for held in batch:
-            held.times_out_at = begun_at + held.job.timeout_seconds
-        self._deadlines.watch(min([held.times_out_at for held in batch]))
-        verbose = log.isEnabledFor(logging.DEBUG)
-        for begin in range(0, len(batch), START_AT_ONCE):
-            for held in batch[begin : begin + START_AT_ONCE]:
-                if verbose:
-                    _log_begin(held.job)
-                self._attempts.start(held, self._handlers[held.job.kind])
-            # After the last ones too: slots of handlers that need not wait are free again for the next claim.
-            await asyncio.sleep(0)
+        self._claimed.put_nowait(batch)
+
+    async def start(self) -> None:
+        """Start what was claimed, for ever; apart from `run`, so that the next claim is under way meanwhile."""
+        while True:
+            batch = await self._claimed.get()
+            begun_at = time.monotonic()
+            for held in batch:
+                held.times_out_at = begun_at + held.job.timeout_seconds
+            self._deadlines.watch(min([held.times_out_at for held in batch]))
+            verbose = log.isEnabledFor(logging.DEBUG)
+            for begin in range(0, len(batch), START_AT_ONCE):
+                for held in batch[begin : begin + START_AT_ONCE]:
+                    if verbose:
+                        _log_begin(held.job)
+                    self._attempts.start(held, self._handlers[held.job.kind])
+                await asyncio.sleep(0)
 
 
 def _log_begin(job: LeasedJob) -> None:

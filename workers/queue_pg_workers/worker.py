@@ -140,6 +140,7 @@ class Worker:
         background = [
             *ending,
             asyncio.create_task(self._claims.run(), name="claiming"),
+            asyncio.create_task(self._claims.start(), name="starting"),
             asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
         ]
         try:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from queue_pg_workers.looking import CONFIRM_SECONDS, MAX_FALLBACK_SECONDS, QUICK_SECONDS, SUSTAINED_FINDS, Looking
+from queue_pg_workers.looking import (
+    CONFIRM_SECONDS,
+    MAX_FALLBACK_SECONDS,
+    QUICK_SECONDS,
+    STORM_HINTS,
+    STORM_SECONDS,
+    SUSTAINED_FINDS,
+    Looking,
+)
 
 POLL_SECONDS = 1.0
 
@@ -58,7 +66,7 @@ def test_single_jobs_leave_the_queue_armed() -> None:
     for _ in range(3):
         assert look(worker, 1)[0] is not False
         assert look(worker, 0)[0] is None
-        worker.woken()
+        worker.paused(hinted=True)
 
 
 @pytest.mark.parametrize("looks", [5, 50])
@@ -66,15 +74,58 @@ def test_woken_in_vain_it_arms_again_at_once_and_confirms(looks: int) -> None:
     worker = looking()
     for _ in range(looks):
         look(worker, 0)
-    worker.woken()
+    worker.paused(hinted=True)
     assert look(worker, 0) == (True, CONFIRM_SECONDS)
     assert look(worker, 0) == (True, POLL_SECONDS)
+
+
+def in_a_storm(worker: Looking) -> tuple[bool | None, float]:
+    """Let hints come one upon the other until the worker turns deaf; return its last look."""
+    for _ in range(STORM_HINTS):
+        assert not worker.deaf
+        worker.paused(hinted=True)
+        last = look(worker, 0)
+    assert worker.deaf
+    return last
+
+
+def test_a_storm_of_hints_in_vain_is_disarmed_and_waited_out() -> None:
+    worker = looking()
+    look(worker, 0)
+    assert in_a_storm(worker) == (False, STORM_SECONDS[0])
+    worker.paused(hinted=False)
+    # It listens again, and as the storm goes on it is soon deaf again, for longer.
+    pauses: list[float] = []
+    while len(pauses) < 8:
+        assert look(worker, 0)[0] is not False
+        while not worker.deaf:
+            worker.paused(hinted=True)
+            arm, pause = look(worker, 0)
+        assert arm is False
+        pauses.append(pause)
+        worker.paused(hinted=False)
+    assert pauses == [0.2, 0.4, 0.8, *[STORM_SECONDS[1]] * 5]
+
+
+def test_a_job_or_a_quiet_pause_ends_the_storm() -> None:
+    worker = looking()
+    look(worker, 0)
+    in_a_storm(worker)
+    worker.paused(hinted=False)
+    look(worker, 0)
+    worker.paused(hinted=False)
+    assert in_a_storm(worker) == (False, STORM_SECONDS[0])
+    worker.paused(hinted=False)
+    look(worker, 1)
+    worker.paused(hinted=True)
+    assert look(worker, 0)[0] is not False
+    assert not worker.deaf
 
 
 def test_woken_to_a_job_it_hunts_on() -> None:
     worker = looking()
     look(worker, 0)
-    worker.woken()
+    worker.paused(hinted=True)
     assert look(worker, 1) == (True, QUICK_SECONDS[0])
 
 

@@ -113,8 +113,9 @@ class Claiming:
             outage.over()
             if pause := self._looking.pause_seconds(listening=self._listening()):
                 self._signals.emit("idle")
-                if await wait(self._hint, pause):
-                    self._looking.woken()
+                # Deaf to hints in a storm of them, not to the order to stop.
+                hinted = await wait(self._stop if self._looking.deaf else self._hint, pause)
+                self._looking.paused(hinted=hinted)
 
     async def _look(self, free: int) -> None:
         # Cleared before the look: what comes during it ends the wait after it.

@@ -21,6 +21,11 @@ MAX_FALLBACK_SECONDS: Final = 5.0
 # Looks in a row that found something: from then on jobs come more often than we look, and no hint would be sooner.
 SUSTAINED_FINDS: Final = 5
 
+# Hints in vain, one upon the other: many jobs arrive that are not for us (a paused queue, a kind that is not ours),
+# and each of their INSERTs pays for a NOTIFY. From so many on we disarm and are deaf for a while, doubling.
+STORM_HINTS: Final = 5
+STORM_SECONDS: Final = (0.1, 1.0)
+
 _ARMED: Final = len(QUICK_SECONDS)
 _CONFIRMED: Final = _ARMED + 1
 
@@ -40,10 +45,19 @@ class Looking:
         # Looks in a row that found something.
         self._finds = 0
         self._full = False
+        # Looks in a row that a hint had asked for and that found nothing.
+        self._vain = 0
+        self._hinted = False
+        self._storm_seconds = STORM_SECONDS[0]
+
+    @property
+    def deaf(self) -> bool:
+        """Whether hints are to be passed over during the pause that comes now."""
+        return self._vain >= STORM_HINTS
 
     def arm(self, *, listening: bool) -> bool | None:
         """Return what the look that is due now tells `queue_pg.claim` as `arm`."""
-        disarms = listening and self._finds >= SUSTAINED_FINDS
+        disarms = listening and (self._finds >= SUSTAINED_FINDS or self._vain >= STORM_HINTS - 1)
         # What was disarmed is armed again as soon as looks find nothing twice; what was not, is mostly armed anyway.
         self._arms = listening and not disarms and self._empty >= (1 if self.has_disarmed else _ARMED - 1)
         self.has_disarmed = self.has_disarmed or disarms
@@ -55,16 +69,20 @@ class Looking:
         if found:
             self._finds += 1
             self._empty = 0
+            self._calm()
         else:
             # Only a look that finds nothing arms.
             self.has_disarmed = self.has_disarmed and not self._arms
             self._finds = 0
             self._empty = min(self._empty + 1, _CONFIRMED)
+            self._vain += self._hinted
 
     def pause_seconds(self, *, listening: bool) -> float:
         """Return how long to wait for a hint before the next look."""
         if self._full:
             return 0.0
+        if self.deaf:
+            return self._storm_seconds * self._jitter(0.7, 1.0)
         if self._empty < _ARMED:
             pause = max(QUICK_SECONDS[self._empty], self.fleet * QUICK_SECONDS_A_WORKER)
         elif listening:
@@ -74,10 +92,22 @@ class Looking:
         # A little early and never the same, so that a fleet does not look in step.
         return pause * self._jitter(0.7, 1.0)
 
-    def woken(self) -> None:
-        """Take in a hint: should another worker have been faster, the next look arms again at once."""
+    def paused(self, *, hinted: bool) -> None:
+        """Take in how the pause has ended: with a hint, or without one in its time."""
+        self._hinted = hinted and not self.deaf
+        if self.deaf:
+            # Whether the storm goes on, the next looks tell.
+            self._vain = STORM_HINTS - 2
+            self._storm_seconds = min(2 * self._storm_seconds, STORM_SECONDS[1])
+        elif not hinted:
+            self._calm()
+            return
         if self._empty >= _ARMED:
+            # Should another worker have been faster, the next look arms again at once.
             self._empty = _ARMED - 1
+
+    def _calm(self) -> None:
+        self._vain, self._storm_seconds = 0, STORM_SECONDS[0]
 
     def _fallback_seconds(self) -> float:
         # As many looks in all as of four workers that poll, however large the fleet.

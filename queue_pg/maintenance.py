@@ -29,6 +29,7 @@ from queue_pg.models import InstanceDefaults, MaintenanceRound
 from queue_pg.pace import BATCH, MAX_SLEEP_SECONDS, Pace
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
+from queue_pg.vacuum import Vacuum
 from queue_pg.wakeup import DUE, Wakeups
 
 HORIZON_SECONDS: Final = 10.0
@@ -41,10 +42,11 @@ _log = logging.getLogger(__name__)
 
 class MaintenanceLoop:
     """Leads maintenance while no other process does: calls `queue_pg.maintain` when the next thing falls due,
-    `queue_pg.maintain_history` as often as that wants, and warns of who keeps dead rows in place.
+    `queue_pg.maintain_history` as often as that wants, removes dead rows, and warns of who keeps them in place.
 
     It sleeps at most about 1 s; `wakeups` (started by its owner) tells that a new job falls due earlier.
-    `defaults` are written to the database in the first step, leading or not.
+    `defaults` are written to the database in the first step, leading or not. Dead rows are removed on a connection
+    made for it: given a pool, which belongs to others, it leaves them to autovacuum.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class MaintenanceLoop:
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._pace = Pace()
         self._horizon = HorizonWatch()
+        self._vacuum = Vacuum(pool_or_dsn) if isinstance(pool_or_dsn, str) else None
         self._history_at = 0.0
         self._horizon_at = 0.0
         self._failing = False
@@ -93,6 +96,8 @@ class MaintenanceLoop:
         finally:
             if subscription is not None:
                 subscription.close()
+            if self._vacuum is not None:
+                await self._vacuum.close()
             await self._resign()
             await self._drop_connection()
 
@@ -115,6 +120,11 @@ class MaintenanceLoop:
             self.leads = found.step is not None
             if self.leads and time.monotonic() >= self._history_at:
                 await self._keep_history(conn)
+            if self._vacuum is not None:
+                if self.leads:
+                    await self._vacuum.look(conn)
+                else:
+                    self._vacuum.cancel()
             if self.leads and time.monotonic() >= self._horizon_at:
                 self._horizon_at = time.monotonic() + HORIZON_SECONDS
                 self._horizon.look(await store.horizon(conn), time.monotonic())

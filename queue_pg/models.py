@@ -309,6 +309,16 @@ class HistoryRound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadRows:
+    """Rows of a live table as far as the statistics know, about a second old, and whether this role may vacuum it."""
+
+    name: str
+    dead: int
+    live: int
+    may_vacuum: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Horizon:
     """Who keeps dead rows from being removed, as `queue_pg.horizon` tells (docs/operations.md).
 

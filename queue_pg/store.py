@@ -19,6 +19,7 @@ from queue_pg import callers, rows
 from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_array, text_array
 from queue_pg.models import (
     ClaimedJob,
+    DeadRows,
     Finished,
     HistoryRound,
     Horizon,
@@ -388,3 +389,13 @@ async def horizon(conn: AsyncConnection[Any]) -> Horizon | None:
     """Return who has kept dead rows from being removed for some seconds; None: nobody."""
     found = await _all(conn, "horizon", {})
     return Horizon(**found[0]) if found else None
+
+
+async def dead_rows(conn: AsyncConnection[Any]) -> list[DeadRows]:
+    """Return what the statistics know of the tables that `vacuum` takes."""
+    return [DeadRows(**row) for row in await _all(conn, "dead_rows", {})]
+
+
+async def vacuum(conn: AsyncConnection[Any], table: str) -> None:
+    """Remove the dead rows of `jobs` or `queue_counters`. A table that is being vacuumed already is passed over."""
+    await _run(conn, {"jobs": "vacuum_jobs", "queue_counters": "vacuum_queue_counters"}[table], {})

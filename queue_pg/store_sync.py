@@ -22,6 +22,7 @@ from queue_pg import callers, rows
 from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_array, text_array
 from queue_pg.models import (
     ClaimedJob,
+    DeadRows,
     Finished,
     HistoryRound,
     Horizon,
@@ -391,3 +392,13 @@ def horizon(conn: Connection[Any]) -> Horizon | None:
     """Return who has kept dead rows from being removed for some seconds; None: nobody."""
     found = _all(conn, "horizon", {})
     return Horizon(**found[0]) if found else None
+
+
+def dead_rows(conn: Connection[Any]) -> list[DeadRows]:
+    """Return what the statistics know of the tables that `vacuum` takes."""
+    return [DeadRows(**row) for row in _all(conn, "dead_rows", {})]
+
+
+def vacuum(conn: Connection[Any], table: str) -> None:
+    """Remove the dead rows of `jobs` or `queue_counters`. A table that is being vacuumed already is passed over."""
+    _run(conn, {"jobs": "vacuum_jobs", "queue_counters": "vacuum_queue_counters"}[table], {})

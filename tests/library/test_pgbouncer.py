@@ -14,7 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from queue_pg import NewJob, Queue, SyncQueue
+from queue_pg import NewJob, Queue, SyncQueue, store
+from queue_pg.connections import connect_async
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.pool import AsyncPool
 
@@ -82,6 +83,15 @@ async def test_everything_works(bouncer: str) -> None:
     pool = AsyncPool(bouncer)
     assert (await MaintenanceLoop(pool).step()).step is not None
     await pool.close()
+
+
+async def test_vacuum(bouncer: str, conn: psycopg.AsyncConnection) -> None:
+    async with await connect_async(bouncer) as pooled:
+        await store.vacuum(pooled, "jobs")
+        await store.vacuum(pooled, "queue_counters")
+    tables = "'queue_pg.jobs'::regclass, 'queue_pg.queue_counters'::regclass"
+    cursor = await conn.execute(f"select pg_stat_get_vacuum_count(oid) from pg_class where oid in ({tables})")
+    assert await cursor.fetchall() == [(1,), (1,)]
 
 
 async def test_listening_goes_nowhere_and_waiting_still_ends(bouncer: str) -> None:

@@ -70,6 +70,7 @@ class Record:
     settings: dict[str, str] = field(default_factory=dict[str, str])
     plots: dict[str, Plot] = field(default_factory=dict[str, Plot])
     notes: list[str] = field(default_factory=list[str])
+    texts: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def runs(self) -> int:

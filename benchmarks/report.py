@@ -101,6 +101,7 @@ def _section(measure: Measure, record: Record, files: dict[str, str]) -> str:
         parts.append("\n".join(f"- {name}: {text}." for name, text in record.settings.items()))
     if record.notes:
         parts.append("\n".join(f"- {note}" for note in record.notes))
+    parts += [f"{title}:\n\n```text\n{text}\n```" for title, text in record.texts.items()]
     return "\n\n".join(parts)
 
 

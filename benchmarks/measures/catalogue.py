@@ -12,6 +12,7 @@ from benchmarks.measures import (
     bulk,
     churn,
     commit_tax,
+    cost,
     drain,
     held_snapshot,
     http_single,
@@ -38,6 +39,7 @@ class Measure(Protocol):
 
 _MODULES: list[ModuleType] = [
     drain,
+    cost,
     latency,
     latency_load,
     commit_tax,

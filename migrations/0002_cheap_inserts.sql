@@ -110,7 +110,7 @@ create sequence queue_pg.armed as bigint minvalue 0 start 0;
 select setval('queue_pg.armed', 0);
 
 comment on sequence queue_pg.armed is
-  'Who waits for a NOTIFY: bit 0 maintenance, the others queues by the hash of their name. Not a counter.';
+  'Who waits for a NOTIFY: bits 0 to 31 queues by the hash of their name, 62 maintenance. Not a counter.';
 
 -- Counters are only added to: rows that a long transaction keeps dead must not lie in the way of every finish, and those
 -- who finish must not wait for each other. Maintenance folds them.

@@ -3,15 +3,15 @@
 -- Interrupt when idle, poll when busy, like a network card under load. A NOTIFY takes a lock at commit that the whole
 -- instance shares, so an application must not pay it for workers that are awake anyway. A worker that finds nothing for
 -- a while arms its queues; an INSERT notifies only while its queue is armed; a worker with traffic disarms and looks by
--- itself every few milliseconds. What is armed are bits of the sequence queue_pg.armed: 0 is maintenance, 1 to 62 are
--- queues by the hash of their name. Two queues with one bit cost each other a hint too many, no more.
+-- itself every few milliseconds. What is armed are bits of the sequence queue_pg.armed: 0 to 31 are queues by the hash of
+-- their name, 62 is maintenance. Two queues with one bit cost each other a hint too many, no more.
 --
 -- A hint can be missing: a transaction that inserted before the queue was armed and commits after the worker has looked
 -- sends none. So whoever arms looks once more soon after, and at its poll interval for ever.
 
 create or replace function queue_pg.armed_bit(queue text) returns bigint
 language sql immutable strict parallel safe
-return 1::bigint << (1 + (hashtext(queue) & 2147483647) % 62);
+return 1::bigint << (hashtext(queue) & 31);
 
 comment on function queue_pg.armed_bit(text) is 'The bit of queue_pg.armed for a queue.';
 
@@ -62,12 +62,12 @@ comment on function queue_pg.disarm(text[]) is 'Takes queue_pg.arm() back: the c
 create or replace function queue_pg.arm_due() returns void
 language sql
 set search_path = pg_catalog, pg_temp
-as $$ select queue_pg.change_armed(1, 0) from queue_pg.settings s where s.notify $$;
+as $$ select queue_pg.change_armed(1::bigint << 62, 0) from queue_pg.settings s where s.notify $$;
 
 create or replace function queue_pg.disarm_due() returns void
 language sql
 set search_path = pg_catalog, pg_temp
-as $$ select queue_pg.change_armed(0, 1) $$;
+as $$ select queue_pg.change_armed(0, 1::bigint << 62) $$;
 
 comment on function queue_pg.arm_due() is 'Asks for a NOTIFY queue_pg_due from the next job scheduled for the next two seconds.';
 comment on function queue_pg.disarm_due() is 'Takes queue_pg.arm_due() back.';
@@ -78,7 +78,7 @@ create or replace function queue_pg.tidy_armed(kept text[]) returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-  select queue_pg.change_armed(0, ~(1 | coalesce((select bit_or(queue_pg.armed_bit(q)) from unnest(kept) q), 0)))
+  select queue_pg.change_armed(0, ~(1::bigint << 62 | coalesce((select bit_or(queue_pg.armed_bit(q)) from unnest(kept) q), 0)))
 $$;
 
 comment on function queue_pg.tidy_armed(text[]) is 'Disarms all queues but these.';

@@ -20,7 +20,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if pg_sequence_last_value('queue_pg.armed') & 1 <> 0 and run_at < queue_pg.now() + interval '2 seconds' then
+  if pg_sequence_last_value('queue_pg.armed') & (1::bigint << 62) <> 0 and run_at < queue_pg.now() + interval '2 seconds' then
     perform pg_notify('queue_pg_due', '');
   end if;
 end

@@ -119,7 +119,7 @@ async def test_the_next_thing_due_is_looked_for_within_bounds(conn: Connection) 
     assert 9 < await one(conn, due, None) <= 10
 
 
-ARMED = "select pg_sequence_last_value('queue_pg.armed') & 1"
+ARMED = "select pg_sequence_last_value('queue_pg.armed') >> 62 & 1"
 
 
 async def test_maintenance_arms_only_when_nothing_falls_due_in_a_moment(conn: Connection, dsn: str) -> None:

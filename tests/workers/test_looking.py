@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from queue_pg_workers.looking import (
     CONFIRM_SECONDS,
+    LULL_LOOKS,
     MAX_FALLBACK_SECONDS,
     QUICK_SECONDS,
+    SEVERAL,
     STORM_HINTS,
     STORM_SECONDS,
     SUSTAINED_FINDS,
@@ -47,18 +49,28 @@ def test_a_full_look_is_followed_by_another_at_once() -> None:
     assert look(worker, 9, room=10)[1] == QUICK_SECONDS[0]
 
 
-def test_sustained_traffic_needs_no_notifications() -> None:
+def test_dense_traffic_needs_no_notifications() -> None:
     worker = looking()
-    arms = [look(worker, 1)[0] for _ in range(SUSTAINED_FINDS + 2)]
+    arms = [look(worker, SEVERAL)[0] for _ in range(SUSTAINED_FINDS + 2)]
     assert arms == [True, *[None] * (SUSTAINED_FINDS - 1), False, False]
     assert worker.has_disarmed
-    # One empty look is no end of it. The next one would arm, but finds a job, so nothing changes for the others.
-    assert [look(worker, found)[0] for found in (0, 1, 1)] == [False, True, None]
+    # The pause between two bursts is no end of it: the look that would arm finds jobs, so nothing changes.
+    assert [look(worker, found)[0] for found in (*[0] * (LULL_LOOKS - 1), SEVERAL)] == [
+        False,
+        *[None] * (LULL_LOOKS - 2),
+        True,
+    ]
     assert worker.has_disarmed
-    assert [look(worker, 0)[0] for _ in range(2)] == [None, True]
+    assert [look(worker, 0)[0] for _ in range(LULL_LOOKS)] == [*[None] * (LULL_LOOKS - 1), True]
     assert not worker.has_disarmed
     # From here on as after a single job.
-    assert [look(worker, 0)[0] for _ in range(3)] == [None, True, True]
+    assert [look(worker, 0)[0] for _ in range(2)] == [True, True]
+
+
+def test_jobs_one_by_one_leave_the_queue_armed() -> None:
+    worker = looking()
+    assert False not in [look(worker, 1)[0] for _ in range(10 * SUSTAINED_FINDS)]
+    assert not worker.has_disarmed
 
 
 def test_single_jobs_leave_the_queue_armed() -> None:
@@ -135,7 +147,7 @@ def test_without_notifications_it_never_arms_and_keeps_the_poll_interval() -> No
     assert {arm for arm, _ in looks} == {None}
     assert {pause for _, pause in looks} == {POLL_SECONDS}
     # It would not know when to arm again, so it leaves that to those who listen.
-    assert {look(worker, 1, listening=False)[0] for _ in range(2 * SUSTAINED_FINDS)} == {None}
+    assert {look(worker, SEVERAL, listening=False)[0] for _ in range(2 * SUSTAINED_FINDS)} == {None}
 
 
 def test_when_notifications_stop_it_polls_from_the_next_pause_on() -> None:

@@ -18,8 +18,12 @@ QUICK_SECONDS_A_WORKER: Final = 0.001
 # found by one more look after about this.
 CONFIRM_SECONDS: Final = 0.0175
 MAX_FALLBACK_SECONDS: Final = 5.0
-# Looks in a row that found something: from then on jobs come more often than we look, and no hint would be sooner.
-SUSTAINED_FINDS: Final = 5
+# Looks in a row that found several jobs each: from then on jobs come more often than we look, no hint would be sooner,
+# and there are so many that the hints would tax those who submit them.
+SUSTAINED_FINDS: Final = 3
+SEVERAL: Final = 2
+# Empty looks in a row after which what was disarmed is armed again: bursts have pauses.
+LULL_LOOKS: Final = 3
 
 # Hints in vain, one upon the other: many jobs arrive that are not for us (a paused queue, a kind that is not ours),
 # and each of their INSERTs pays for a NOTIFY. From so many on we disarm and are deaf for a while, doubling.
@@ -42,7 +46,7 @@ class Looking:
         self._arms = False
         # Looks that found nothing since the last one that found something; the first look of all may arm.
         self._empty = _ARMED - 1
-        # Looks in a row that found something.
+        # Looks in a row that found several.
         self._finds = 0
         self._full = False
         # Looks in a row that a hint had asked for and that found nothing.
@@ -58,8 +62,8 @@ class Looking:
     def arm(self, *, listening: bool) -> bool | None:
         """Return what the look that is due now tells `queue_pg.claim` as `arm`."""
         disarms = listening and (self._finds >= SUSTAINED_FINDS or self._vain >= STORM_HINTS - 1)
-        # What was disarmed is armed again as soon as looks find nothing twice; what was not, is mostly armed anyway.
-        self._arms = listening and not disarms and self._empty >= (1 if self.has_disarmed else _ARMED - 1)
+        # What was disarmed is armed again at the first lull; what was not, is mostly armed anyway.
+        self._arms = listening and not disarms and self._empty >= (LULL_LOOKS if self.has_disarmed else _ARMED) - 1
         self.has_disarmed = self.has_disarmed or disarms
         return False if disarms else self._arms or None
 
@@ -67,7 +71,7 @@ class Looking:
         """Take in that a look with room for so many jobs has found so many."""
         self._full = found >= room
         if found:
-            self._finds += 1
+            self._finds = self._finds + 1 if found >= SEVERAL else 0
             self._empty = 0
             self._calm()
         else:

@@ -28,7 +28,7 @@ begin
   select s.* into v_settings from queue_pg.settings s;
   v_own_retention := exists (select from queue_pg.queues q where q.retention is not null);
   with ending as materialized (
-    select e.id, e.state, e.result, e.error, e.lease_token
+    select distinct on (e.id) e.id, e.state, e.result, e.error, e.lease_token
     from unnest(ids, states, results, errors, lease_tokens) with ordinality
       as e (id, state, result, error, lease_token, nr)
     -- Should a batch name a job twice, its first entry counts.
@@ -36,7 +36,8 @@ begin
   ),
   removed as (
     delete from queue_pg.jobs j using ending e
-    where j.id = e.id and (e.lease_token is null or (j.lease_expires_at is not null and j.lease_token = e.lease_token))
+    -- By the array: a token that is null among others is no right to anything.
+    where j.id = e.id and (retire.lease_tokens is null or (j.lease_expires_at is not null and j.lease_token = e.lease_token))
     returning j.*, coalesce(e.state, 'completed') as end_state, e.result as end_result, e.error as end_error
   ),
   moved as (

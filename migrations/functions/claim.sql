@@ -100,7 +100,8 @@ declare
   v_key jsonb;
 begin
   ids := '{}';
-  if floor is null or extract(epoch from v_now) >= (floor ->> 3)::numeric then
+  -- A floor ahead of the clock is one from before the clock went back.
+  if floor is null or extract(epoch from v_now) >= (floor ->> 3)::numeric or (floor ->> 1)::timestamptz > v_now then
     select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted, null, null) p;
     ids := v_pick.ids;
     if pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair then
@@ -123,7 +124,8 @@ begin
   end if;
   -- Nothing taken and nothing known: most jobs have priority 0.
   v_key := coalesce(v_pick.last_key, floor, jsonb_build_array(0, v_now, '00000000-0000-0000-0000-000000000000'));
-  rest := case when cardinality(ids) = wanted then v_key end;
+  -- Of the priorities above, more may be left than was wanted: they come first, so this claim goes no further.
+  rest := case when cardinality(ids) = wanted then v_pick.last_key end;
   -- While jobs flow in, transactions overtake each other: the floor stays a moment behind.
   if (v_key ->> 1)::timestamptz > v_now - interval '250 milliseconds' then
     v_key := jsonb_set(v_key, '{1}', to_jsonb(v_now - interval '250 milliseconds'));
@@ -156,9 +158,12 @@ declare
   v_org text;
   v_known text;
   v_wrapped boolean;
+  -- Per queue, so that one with very many tenants leaves room for the others.
+  v_most_lanes integer := greatest(500 / greatest(cardinality(queues), 1), 1);
   v_full boolean := false;
   v_lanes integer;
   v_stopped_at text;
+  v_stopped_wrapped boolean;
   v_lane_queues text[] := '{}';
   v_lane_orgs text[] := '{}';
   -- Per lane: behind which key there may be more.
@@ -202,9 +207,16 @@ begin
         v_lane_queues := v_lane_queues || v_queue;
         v_lane_orgs := v_lane_orgs || v_org;
       end if;
-      v_full := cardinality(v_lane_orgs) >= 500;
-      v_stopped_at := v_org;
-      exit when only_org is not null or v_full;
+      exit when only_org is not null;
+      if cardinality(v_lane_queues) - v_lanes >= v_most_lanes then
+        -- All queues go on from one tenant: the first at which one of them stopped, or the tenants between are skipped.
+        if not v_full or (v_wrapped, v_org) < (v_stopped_wrapped, v_stopped_at) then
+          v_stopped_wrapped := v_wrapped;
+          v_stopped_at := v_org;
+        end if;
+        v_full := true;
+        exit;
+      end if;
     end loop;
     v_org := coalesce(only_org, 'default');
     if cardinality(v_lane_queues) = v_lanes and pg_stat_get_xact_blocks_fetched(v_index) - v_pages > 40

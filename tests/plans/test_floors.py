@@ -103,6 +103,30 @@ def test_a_higher_priority_is_seen_at_once(connection: psycopg.Connection, held:
     assert read <= 2 * TAKE
 
 
+def test_with_other_lanes_higher_priorities_come_first_too(
+    connection: psycopg.Connection, held: psycopg.Connection
+) -> None:
+    take_some(connection, 10_000)
+    claim(connection)
+    insert(connection, 20, priority=5)
+    # A second lane, which needs little of its share: what it leaves goes to the first one.
+    insert(connection, 1, org="other", priority=5)
+    put_off_the_sweep(connection)
+    assert max(claim(connection, 20)[0]) <= 20
+
+
+def test_a_floor_ahead_of_the_clock_is_forgotten(connection: psycopg.Connection, held: psycopg.Connection) -> None:
+    take_some(connection, 10_000)
+    claim(connection)
+    put_off_the_sweep(connection)
+    connection.execute(
+        "create or replace function queue_pg.now() returns timestamptz language sql volatile parallel safe"
+        " return clock_timestamp() - interval '1 day'"
+    )
+    insert(connection, 1, age="1 day")
+    assert claim(connection, 1)[0] == [1]
+
+
 def test_what_gets_in_before_the_floor_is_found_by_the_next_sweep(
     connection: psycopg.Connection, held: psycopg.Connection
 ) -> None:

@@ -72,6 +72,32 @@ async def test_a_stale_lease_can_write_nothing(conn: Connection, clock: Clock, w
     assert await one(conn, "select row(j.*)::text from queue_pg.all_jobs j where id = %s", job) == before
 
 
+@pytest.mark.parametrize("outcome", ["complete", "fail", "discard", "snooze", "release", "cancel"])
+async def test_no_token_is_no_lease(conn: Connection, outcome: str) -> None:
+    queued, running = await submit(conn), await submit(conn, priority=1)
+    await claim(conn)
+    answers = await rows(
+        conn,
+        "select accepted, state from queue_pg.finish(%s::uuid[], array[null, null]::bigint[], array[%s, %s])",
+        [running, queued],
+        outcome,
+        outcome,
+    )
+    assert answers == [(False, "running"), (False, "queued")]
+
+
+async def test_of_a_job_named_twice_the_first_entry_counts(conn: Connection) -> None:
+    job = await submit(conn)
+    await claim(conn)
+    statement = (
+        "select accepted, state from queue_pg.finish(array[%s, %s]::uuid[], %s::bigint[], '{complete,complete}',"
+        " array['1', '2']::jsonb[])"
+    )
+    assert await rows(conn, statement, job, job, [0, 1]) == [(False, "running"), (False, "running")]
+    assert await rows(conn, statement, job, job, [1, 0]) == [(True, "completed"), (False, "completed")]
+    assert await one(conn, "select result from queue_pg.job(%s)", job) == 1
+
+
 async def test_stale_single_writes_raise_lease_lost_with_the_state(conn: Connection) -> None:
     job = await submit(conn)
     await claim(conn)
@@ -149,6 +175,20 @@ async def test_a_big_tenant_cannot_starve_a_small_one(conn: Connection) -> None:
     orgs = [row[0] for row in await rows(conn, "select org from queue_pg.claim('w', '{default}', max_jobs => 10)")]
     assert len(orgs) == 10
     assert orgs.count("small") == 3
+
+
+async def test_a_queue_of_many_tenants_leaves_none_out_beside_another_queue(conn: Connection) -> None:
+    await conn.execute(
+        "insert into queue_pg.jobs (kind, queue, org)"
+        " select 'k', 'many', 'o' || n from generate_series(1, 600) n, generate_series(1, 20)"
+    )
+    await conn.execute(
+        "insert into queue_pg.jobs (kind, queue, org) select 'k', 'one', 'z' from generate_series(1, 1000)"
+    )
+    for _ in range(8):
+        await conn.execute("select queue_pg.claim('w', '{many,one}', max_jobs => 1500)")
+    served = "select count(distinct org) from queue_pg.jobs where queue = %s and state = 'running'"
+    assert [await one(conn, served, queue) for queue in ("many", "one")] == [600, 1]
 
 
 async def test_a_paused_queue_gives_nothing_until_resumed_or_its_time(conn: Connection, clock: Clock) -> None:

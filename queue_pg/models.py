@@ -29,7 +29,8 @@ class JobState(StrEnum):
 FINISHED_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: that would double the cost of making one, and submit_many() takes hundreds of thousands.
+@dataclass(slots=True, kw_only=True)
 class NewJob:
     """A job to submit. Only `kind` is needed; times are absolute, `delay` and `timeout` are durations."""
 

@@ -18,14 +18,15 @@ from queue_pg.connections import connect_async
 from queue_pg.models import DeadRows
 from queue_pg.sqlstates import translated
 
-# A table may have this many dead rows, and a fifth of its live ones, before it is vacuumed.
-DEAD_ROWS: Final = {"jobs": 30_000, "queue_counters": 2_000}
-_LIVE_SHARE: Final = 0.2
+# A table may have this many dead rows, and half as many as live ones, before it is vacuumed. Claims start behind dead
+# entries anyway, and a vacuum that finds little costs as much as one that finds much.
+DEAD_ROWS: Final = {"jobs": 200_000, "queue_counters": 5_000}
+_LIVE_SHARE: Final = 0.5
 LOOK_SECONDS: Final = 1.0
 # What takes longer is left to autovacuum, which nobody waits for.
 MAX_SECONDS: Final = 30.0
-# A rest is this many times the vacuum before it: vacuums take 10 % of the time at most, and a rest five minutes.
-_REST: Final = 10
+# A rest is this many times the vacuum before it: vacuums take 5 % of the time at most, and a rest ten minutes.
+_REST: Final = 20
 _HELD_SECONDS: Final = (2.0, 60.0)
 _FORBIDDEN_SECONDS: Final = 600.0
 # Before PostgreSQL 15 statistics go through a process that writes them down twice a second.

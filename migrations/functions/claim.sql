@@ -91,6 +91,8 @@ declare
   v_index constant oid := 'queue_pg.jobs_claim'::regclass;
   -- Index pages that a claim may read without being called wasteful.
   v_fair constant integer := 40 + wanted / 20;
+  -- Whatever a walk took, be it because the machine stood still.
+  v_longest constant interval := '10 seconds';
   v_now timestamptz := queue_pg.now();
   v_started timestamptz := clock_timestamp();
   v_pages bigint := pg_stat_get_xact_blocks_fetched(v_index);
@@ -108,13 +110,13 @@ begin
       rest := case when cardinality(ids) = wanted then v_pick.last_key end;
       return;
     end if;
-    v_sweep_at := to_jsonb(extract(epoch from v_now + 20 * (clock_timestamp() - v_started)));
+    v_sweep_at := to_jsonb(extract(epoch from v_now + least(20 * (clock_timestamp() - v_started), v_longest)));
   else
     if extract(epoch from v_now) >= (floor ->> 4)::numeric then
       select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted, floor, true) p;
       ids := v_pick.ids;
       v_above_at := case when pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair then '0'::jsonb
-        else to_jsonb(extract(epoch from v_now + 20 * (clock_timestamp() - v_started))) end;
+        else to_jsonb(extract(epoch from v_now + least(20 * (clock_timestamp() - v_started), v_longest))) end;
       v_pick.last_key := null;
     end if;
     if cardinality(ids) < wanted then

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from psycopg import AsyncConnection
@@ -170,3 +171,17 @@ async def test_a_long_transaction_that_has_armed_keeps_nobody_waiting(conn: Conn
         assert await claim(conn, False, "{b}") == 0
         await insert(conn, "a")
         assert await ear.heard() == [("queue_pg_wake", "a")]
+
+
+async def test_a_role_that_may_only_insert_wakes_the_queue(conn: Connection, ear: Ear) -> None:
+    role = f"inserter_{uuid4().hex}"
+    await conn.execute(f"create role {role}")
+    try:
+        await conn.execute(f"grant usage on schema queue_pg to {role}; grant insert on queue_pg.jobs to {role}")
+        await conn.execute("select queue_pg.arm('{default}')")
+        await conn.execute(f"set role {role}")
+        await conn.execute("insert into queue_pg.jobs (kind) values ('k')")
+        await conn.execute("reset role")
+        assert await ear.heard() == [("queue_pg_wake", "default")]
+    finally:
+        await conn.execute(f"reset role; drop owned by {role}; drop role {role}")

@@ -13,8 +13,9 @@ import pytest
 
 JOBS = 3_000
 
-# The statistics that the planner is made to believe: none, of an empty table, or of a table of a million rows.
-STATISTICS = ("never analysed", "analysed while empty", "a million rows")
+# The statistics that the planner is made to believe: none, of an empty table, of a table of a million rows, or those that
+# a vacuum leaves that comes while the queue is short: many pages with next to nothing in them.
+STATISTICS = ("never analysed", "analysed while empty", "a million rows", "vacuumed while short")
 
 COUNTERS = (
     "select c.relname, pg_stat_get_xact_numscans(c.oid), pg_stat_get_xact_tuples_returned(c.oid)"
@@ -56,6 +57,8 @@ def connection(dsn: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Con
         if request.param == "a million rows":
             own.execute("analyze queue_pg.jobs")
             own.execute("update pg_class set relpages = 40000, reltuples = 1e6 where oid = 'queue_pg.jobs'::regclass")
+        if request.param == "vacuumed while short":
+            own.execute("update pg_class set relpages = 40000, reltuples = 2 where oid = 'queue_pg.jobs'::regclass")
         yield own
 
 

@@ -13,8 +13,8 @@ import pytest
 
 JOBS = 3_000
 
-# The statistics that the planner is made to believe: none, of an empty table, of a table of a million rows, or those that
-# a vacuum leaves that comes while the queue is short: many pages with next to nothing in them.
+# The statistics that the planner is made to believe: none, of an empty table, of a table of a million rows, or those
+# that a vacuum leaves while the queue is short: many pages with next to nothing in them.
 STATISTICS = ("never analysed", "analysed while empty", "a million rows", "vacuumed while short")
 
 COUNTERS = (

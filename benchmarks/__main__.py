@@ -70,7 +70,8 @@ def _measure(names: Sequence[str], options: argparse.Namespace) -> int:
             results.measures[name] = record
             results.machine, results.server, results.peers = describe_machine(), describe_server(server), versions()
             results.save()
-            report.write(results)
+            # As stored, rounded: what is rendered from the file later must be the same.
+            report.write(Results.load())
     return 1 if failed else 0
 
 

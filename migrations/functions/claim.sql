@@ -13,7 +13,7 @@
 --
 -- The SETs pin plans to the index whatever the statistics say; stale ones turn these statements quadratic. A pinned plan
 -- looks expensive to the planner, so JIT has to be off as well: compiling would cost more than all the rest. And rows are
--- looked up by "id = any (array[x.id])", here and in all functions: with "id = x.id" a planner that takes the table for
+-- looked up by "id between x.id and x.id", here and in all functions: with "id = x.id" a planner that takes the table for
 -- empty, as after a vacuum while the queue was short, reads its whole primary key in order and looks for x in each row.
 
 -- Locks up to `wanted` claimable jobs of one lane and returns their ids in order, with the key of the last one.
@@ -349,7 +349,7 @@ begin
       j.timeout, case when v_own_limits then (select k.timeout from queue_pg.kinds k where k.kind = j.kind) end,
       v_settings.timeout)
   from unnest(v_ids) as picked (id)
-  where j.id = any (array[picked.id])
+  where j.id between picked.id and picked.id
   returning
     j.id, j.org::text, j.queue::text, j.kind::text, j.payload::text, j.metadata::text, j.attempt::integer,
     j.max_attempts::integer, j.lease_token::bigint, j.lease_expires_at,

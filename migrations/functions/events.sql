@@ -19,7 +19,7 @@ begin
   ),
   numbered as (
     update queue_pg.jobs j set last_event_seq = least(j.last_event_seq, 1000000000 - e.steps) + e.steps
-    from entry e where j.id = any (array[e.id]) and e.step = 1
+    from entry e where j.id between e.id and e.id and e.step = 1
     returning j.id, j.last_event_seq - e.steps as before, j.attempt, j.worker_id
   )
   insert into queue_pg.job_events (job_id, seq, type, data)

@@ -109,7 +109,7 @@ begin
       coalesce((select k.retry_base from queue_pg.kinds k where k.kind = j.kind), v_settings.retry_base) as retry_base,
       coalesce((select k.retry_cap from queue_pg.kinds k where k.kind = j.kind), v_settings.retry_cap) as retry_cap
     from input i
-    join queue_pg.jobs j on j.id = any (array[i.id])
+    join queue_pg.jobs j on j.id between i.id and i.id
     where j.lease_expires_at is not null and j.lease_token = i.lease_token
     order by i.id
     for update of j
@@ -159,11 +159,11 @@ begin
         attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'release') then 1 else 0 end, 0),
         error = coalesce(u.error, j.error), lease_expires_at = null
       from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
-      where j.id = any (array[u.id]) and not u.ended;
+      where j.id between u.id and u.id and not u.ended;
       -- One hint for each queue that got a job back, and one for the first that falls due.
       perform queue_pg.wake(q.queue) from (
         select distinct j.queue::text
-        from unnest(v_ids, v_states) as u (id, state) join queue_pg.jobs j on j.id = any (array[u.id]) where u.state = 'queued') q;
+        from unnest(v_ids, v_states) as u (id, state) join queue_pg.jobs j on j.id between u.id and u.id where u.state = 'queued') q;
       perform queue_pg.wake_due(min(u.run_at)) from unnest(v_states, v_run_at) as u (state, run_at)
       where u.state = 'scheduled' having count(*) > 0;
     end if;

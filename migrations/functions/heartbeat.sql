@@ -34,7 +34,7 @@ begin
       j.claimed_at + coalesce(
         j.timeout, (select k.timeout from queue_pg.kinds k where k.kind = j.kind), v_settings.timeout) as times_out_at
     from unnest(ids, lease_tokens) as i (id, lease_token)
-    join queue_pg.jobs j on j.id = any (array[i.id])
+    join queue_pg.jobs j on j.id between i.id and i.id
     where j.lease_expires_at is not null and j.lease_token = i.lease_token
     order by i.id
     for no key update of j
@@ -42,7 +42,7 @@ begin
   update queue_pg.jobs j
   set lease_expires_at = least(v_now + held.lease, held.times_out_at + held.lease)
   from held
-  where j.id = any (array[held.id]) and held.times_out_at + held.lease > v_now
+  where j.id between held.id and held.id and held.times_out_at + held.lease > v_now
   returning j.id, j.lease_expires_at;
 end
 $$;
@@ -63,7 +63,7 @@ as $$
 begin
   return query
   select j.id from unnest(ids, lease_tokens) as i (id, lease_token)
-  join queue_pg.jobs j on j.id = any (array[i.id])
+  join queue_pg.jobs j on j.id between i.id and i.id
   where j.lease_expires_at is not null and j.lease_token = i.lease_token;
 end
 $$;

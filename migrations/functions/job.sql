@@ -33,7 +33,7 @@ begin
     from (
       select l.id from queue_pg.jobs l where l.id = any (watch.ids) and not l.watched order by l.id for no key update
     ) as locked
-    where j.id = any (array[locked.id])
+    where j.id between locked.id and locked.id
     returning j.state, j.queue
   )
   select array_agg(distinct m.queue::text) filter (where m.state = 'queued') into v_queues from marked m;

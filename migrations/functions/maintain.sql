@@ -87,7 +87,7 @@ begin
     attempt = greatest(j.attempt - case when u.timed_out then 0 else 1 end, 0),
     lease_losses = least(j.lease_losses, 999999999) + case when u.timed_out then 0 else 1 end
   from unnest(v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended) as u (id, state, error, run_at, timed_out, ended)
-  where j.id = any (array[u.id]);
+  where j.id between u.id and u.id;
   if true = any (v_ended) then
     perform queue_pg.retire(array_agg(u.id), array_agg(u.state), array_agg(null::jsonb), array_agg(u.error))
     from unnest(v_ids, v_states, v_errors, v_ended) as u (id, state, error, ended) where u.ended;
@@ -125,7 +125,7 @@ begin
     for update skip locked
   ),
   promoted as (
-    update queue_pg.jobs j set state = 'queued' from due where j.id = any (array[due.id]) returning j.queue
+    update queue_pg.jobs j set state = 'queued' from due where j.id between due.id and due.id returning j.queue
   )
   select count(*), array_agg(distinct p.queue::text) into v_count, v_queues from promoted p;
   perform queue_pg.wake(q) from unnest(v_queues) q;

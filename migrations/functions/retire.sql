@@ -37,7 +37,7 @@ begin
   removed as (
     delete from queue_pg.jobs j using ending e
     -- By the array: a token that is null among others is no right to anything.
-    where j.id = any (array[e.id])
+    where j.id between e.id and e.id
       and (retire.lease_tokens is null or (j.lease_expires_at is not null and j.lease_token = e.lease_token))
     returning j.*, coalesce(e.state, 'completed') as end_state, e.result as end_result, e.error as end_error
   ),

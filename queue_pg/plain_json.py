@@ -6,30 +6,28 @@ to the careful way, which also knows how to say what is wrong.
 
 from __future__ import annotations
 
-import json
 from typing import Final, cast
+
+from pydantic_core import to_json
 
 from queue_pg.payloads import MAX_DEPTH
 
 _SMALL_INT: Final = 10**18
-_EXACT_FLOAT: Final = 1e16  # beyond it, the careful way turns whole floats into ints
-# What is walked first has a bounded depth, so circles need no second look.
-_encode: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
-).encode
+# Between these, and for zero, everybody writes a float without an exponent; beyond, the careful way turns whole floats
+# into ints.
+_LEAST_FLOAT: Final = 1e-4
+_EXACT_FLOAT: Final = 1e16
 
 
 def plain_json(value: object) -> bytes | None:
     """Return `value` as compact JSON in UTF-8, or None where only encode_json can tell whether it may be stored."""
     if not _is_plain(value, MAX_DEPTH):
         return None
-    text = _encode(value)
-    if "\\u0000" in text:
-        return None
     try:
-        return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate
+        text = to_json(value)
+    except ValueError:  # a lone surrogate, or deeper than it goes
         return None
+    return None if b"\\u0000" in text else text
 
 
 def _is_plain(value: object, levels: int) -> bool:
@@ -55,5 +53,5 @@ def _is_plain(value: object, levels: int) -> bool:
     if kind is int:
         return -_SMALL_INT < cast("int", value) < _SMALL_INT
     if kind is float:
-        return -_EXACT_FLOAT < cast("float", value) < _EXACT_FLOAT
+        return _LEAST_FLOAT <= abs(cast("float", value)) < _EXACT_FLOAT or value == 0
     return kind is str or kind is bool or value is None

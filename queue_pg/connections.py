@@ -4,7 +4,8 @@ Session settings travel as start-up options, never as SET: behind a transaction 
 connection that the next client gets. A pooler that refuses the options (`unsupported startup parameter`) is asked
 without them from then on; nothing depends on them, since every call is one statement in a transaction of its own, and
 statements that acknowledge something pin `synchronous_commit` inside that transaction (see sql/finish.sql).
-Statements are not prepared by name, which a pooler could not follow; the SQL functions keep their plans anyway.
+Statements are not prepared by name, which a pooler could not follow, unless `prepare_if_direct` finds that there is
+none; the SQL functions keep their plans anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from psycopg import AsyncConnection, Connection, OperationalError, conninfo
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg.dsn import normalise_dsn
+from queue_pg.statements import statement
 
 KEEPALIVES: Final[dict[str, str | int]] = {
     "keepalives": 1,
@@ -29,6 +31,8 @@ SESSION_OPTIONS: Final = (
     " -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s"
 )
 CONNECT_TIMEOUT_SECONDS: Final = 10
+# How often a statement runs before it is prepared.
+PREPARE_AFTER: Final = 2
 
 
 def connect_arguments(dsn: str, *, application: str = "queue-pg", options: str = SESSION_OPTIONS) -> dict[str, Any]:
@@ -54,6 +58,17 @@ def connect(dsn: str, *, application: str = "queue-pg") -> Connection[tuple[Any,
 async def connect_async(dsn: str, *, application: str = "queue-pg") -> AsyncConnection[tuple[Any, ...]]:
     """Open one async connection as described above."""
     return await LibraryAsyncConnection.connect(**connect_arguments(dsn, application=application))
+
+
+async def prepare_if_direct(conn: AsyncConnection[Any]) -> None:
+    """Have statements that come again prepared, if the process that answers is the one that was connected to.
+
+    Worth a round trip on a connection that runs the same few statements all its life: parsing and planning one that
+    calls a function takes Postgres as long as running it.
+    """
+    row = await (await conn.execute(statement("backend_pid"))).fetchone()
+    if row is not None and row[0] == conn.info.backend_pid:
+        conn.prepare_threshold = PREPARE_AFTER
 
 
 def make_async_pool(

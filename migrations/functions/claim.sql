@@ -161,6 +161,8 @@ declare
   v_queue text;
   v_org text;
   v_known text;
+  -- Tenants that have been probed for already.
+  v_seen text[] := '{}';
   v_wrapped boolean;
   -- Per queue, so that one with very many tenants leaves room for the others.
   v_most_lanes integer := greatest(500 / greatest(cardinality(queues), 1), 1);
@@ -178,6 +180,34 @@ declare
   v_share integer;
   v_limit integer;
 begin
+  if cardinality(queues) = 1 and only_org is null and v_after = '' and v_floors = '{}' then
+    -- Mostly a worker serves one queue, and it has jobs of one tenant or of none: no list of lanes is needed for that.
+    v_queue := queues[1];
+    v_pages := pg_stat_get_xact_blocks_fetched(v_index);
+    select l.org, (
+      select j.org from queue_pg.jobs j where j.state = 'queued' and j.queue = v_queue and j.org > l.org
+      order by j.org limit 1)
+    into v_org, v_known
+    from (
+      select j.org from queue_pg.jobs j where j.state = 'queued' and j.queue = v_queue order by j.org limit 1) l;
+    if v_org is null and pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= 40 then
+      return '{}';
+    elsif v_known is null and v_org is not null then
+      if exists (
+        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now
+      ) then
+        return '{}';
+      end if;
+      select p.* into v_pick from queue_pg.pick_from_lane(v_queue, v_org, kinds, wanted, null) p;
+      if v_pick.new_floor is not null then
+        perform set_config('queue_pg.floors', jsonb_build_object(
+          v_for, jsonb_build_object(v_queue, jsonb_build_object(v_org, v_pick.new_floor)))::text, false);
+      end if;
+      return v_pick.ids;
+    end if;
+    v_seen := array_remove(array[v_org, v_known], null);
+  end if;
+
   for v_queue in select distinct q from unnest(queues) q where q is not null loop
     v_org := coalesce(only_org, v_after);
     v_wrapped := v_after = '';
@@ -185,7 +215,10 @@ begin
     v_lanes := cardinality(v_lane_queues);
     loop
       -- One index probe finds the next tenant with work in this queue; a lane with a floor is not probed, but visited.
-      if only_org is null then
+      if cardinality(v_seen) > 0 then
+        v_org := v_seen[1];
+        v_seen := v_seen[2:];
+      elsif only_org is null then
         select min(o) into v_known from jsonb_object_keys(v_floors -> v_queue) o where o > v_org;
         if v_known is null then
           select j.org into v_org from queue_pg.jobs j
@@ -306,7 +339,9 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz;
-  v_settings queue_pg.settings;
+  v_lease interval;
+  v_max_attempts integer;
+  v_timeout interval;
   v_wanted integer := least(greatest(coalesce(max_jobs, 1), 0), 10000);
   v_ids uuid[];
   -- Mostly none has its own: look-ups for each job saved.
@@ -329,9 +364,11 @@ begin
   end if;
 
   v_now := queue_pg.now();
-  select s.* into v_settings from queue_pg.settings s;
-  v_own_leases := lease is null and exists (select from queue_pg.queues q where q.lease is not null);
-  v_own_limits := exists (select from queue_pg.kinds k where k.max_attempts is not null or k.timeout is not null);
+  select s.lease, s.max_attempts, s.timeout,
+    claim.lease is null and exists (select from queue_pg.queues q where q.lease is not null),
+    exists (select from queue_pg.kinds k where k.max_attempts is not null or k.timeout is not null)
+  into v_lease, v_max_attempts, v_timeout, v_own_leases, v_own_limits
+  from queue_pg.settings s;
   -- The ends of the ranges of a row made by hand must not stop the others: see the domains of the columns.
   -- An attempt's limits are settled here, so that all who deal with it (heartbeat, reaper, worker) mean the same.
   return query
@@ -341,13 +378,13 @@ begin
     lease_expires_at = v_now + coalesce(
       lease,
       case when v_own_leases then (select q.lease from queue_pg.queues q where q.org = j.org and q.queue = j.queue) end,
-      v_settings.lease),
+      v_lease),
     max_attempts = coalesce(
       j.max_attempts, case when v_own_limits then (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind) end,
-      v_settings.max_attempts),
+      v_max_attempts),
     timeout = coalesce(
       j.timeout, case when v_own_limits then (select k.timeout from queue_pg.kinds k where k.kind = j.kind) end,
-      v_settings.timeout)
+      v_timeout)
   from unnest(v_ids) as picked (id)
   where j.id between picked.id and picked.id
   returning

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from queue_pg.connections import connect_async
+from queue_pg.connections import connect_async, prepare_if_direct
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -58,7 +58,7 @@ class Link:
             connection = self._connection
             if connection is None or connection.closed:
                 async with asyncio.timeout_at(self._deadline):
-                    connection = await connect_async(self._dsn, application=self._application)
+                    connection = await self._connect()
                 self._connection = connection
             loop = asyncio.get_running_loop()
             until = loop.time() + timeout_seconds
@@ -96,6 +96,15 @@ class Link:
 
     async def close(self) -> None:
         await self._drop()
+
+    async def _connect(self) -> Connection:
+        connection = await connect_async(self._dsn, application=self._application)
+        try:
+            await prepare_if_direct(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     def _cut(self, connection: Connection, statement: int) -> None:
         if self._connection is connection and self._statements == statement:

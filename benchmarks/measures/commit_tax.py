@@ -92,7 +92,9 @@ def _prepared(database: Database, mode: str) -> Generator[None]:
         database.execute("select queue_pg.pause_queue('default')")
     queues = "elsewhere" if mode == "idle" else "default"
     with new_marks() as marks:
-        command = worker_command(database, "--concurrency", "200", "--queues", queues, environment={**marks.environment(), **POLL})
+        command = worker_command(
+            database, "--concurrency", "200", "--queues", queues, environment={**marks.environment(), **POLL}
+        )
         with started(command) as worker:
             wait_for_workers(database, worker, 1)
             yield

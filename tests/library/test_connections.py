@@ -11,7 +11,13 @@ import pytest
 from psycopg import pq
 
 from queue_pg import Queue, SyncQueue, connections, store
-from queue_pg.connections import LibraryAsyncConnection, connect, connect_arguments, connect_async
+from queue_pg.connections import (
+    LibraryAsyncConnection,
+    connect,
+    connect_arguments,
+    connect_async,
+    prepare_if_direct,
+)
 from queue_pg.models import Outcome
 
 
@@ -31,6 +37,15 @@ async def test_sessions_are_set_up(dsn: str) -> None:
         assert await show(conn, "idle_in_transaction_session_timeout") == "1min"
         parameters = conn.info.get_parameters()
         assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == ("10", "25000")
+
+
+async def test_statements_are_prepared_where_nothing_is_in_between(dsn: str) -> None:
+    async with await connect_async(dsn) as conn:
+        await prepare_if_direct(conn)
+        for _ in range(5):
+            await conn.execute("select 1 as again")
+        names = await conn.execute("select count(*) from pg_prepared_statements where statement like '%again'")
+        assert await names.fetchone() == (1,)
 
 
 def test_what_the_address_says_wins() -> None:

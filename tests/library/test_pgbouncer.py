@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from queue_pg import NewJob, Queue, SyncQueue, store
-from queue_pg.connections import connect_async
+from queue_pg.connections import connect_async, prepare_if_direct
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.pool import AsyncPool
 
@@ -83,6 +83,12 @@ async def test_everything_works(bouncer: str) -> None:
     pool = AsyncPool(bouncer)
     assert (await MaintenanceLoop(pool).step()).step is not None
     await pool.close()
+
+
+async def test_nothing_is_prepared(bouncer: str) -> None:
+    async with await connect_async(bouncer) as conn:
+        await prepare_if_direct(conn)
+        assert conn.prepare_threshold is None
 
 
 async def test_vacuum(bouncer: str, conn: psycopg.AsyncConnection) -> None:

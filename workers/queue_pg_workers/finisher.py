@@ -21,7 +21,7 @@ from queue_pg_workers.signals import Signals
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH_JOBS = 500
+MAX_BATCH_JOBS = 1000
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 # Above it no new jobs are claimed until the database has caught up.
 MAX_UNFLUSHED_BYTES = 64 * 1024 * 1024

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
+from psycopg import AsyncConnection
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
@@ -45,6 +46,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 RunIn = Literal["thread", "process"]
 
 
@@ -287,9 +289,28 @@ task = default_tasks.task
 # --- inside a running job ---------------------------------------------------------------------------------------------
 
 
+class HandlerLink(Protocol):
+    """A running handler's way to the database: statements on a connection that the handlers of a worker share.
+
+    A statement is a function of an autocommit connection, such as those of `queue_pg.store`. What it raises comes
+    out as an error of queue_pg.
+    """
+
+    async def run(self, statement: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Run a statement for a handler that is async."""
+        ...
+
+    def run_blocking(self, statement: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Run a statement for a handler in a thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """The job that runs, as its handler sees it. `cancelled` is set when the job was cancelled or its lease lost."""
+    """The job that runs, as its handler sees it. `cancelled` is set when the job was cancelled or its lease lost.
+
+    `link` is None where a handler has no way to the database: in a process of its own.
+    """
 
     job_id: UUID
     kind: str
@@ -302,6 +323,13 @@ class JobContext:
     tags: Sequence[str] = ()
     traceparent: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    link: HandlerLink | None = field(default=None, repr=False, compare=False)
+
+    def linked(self) -> HandlerLink:
+        """Return `link`. Raises RuntimeError where there is none."""
+        if self.link is None:
+            raise RuntimeError(f'the handler of {self.kind!r} has no link to the database: it has run_in="process"')
+        return self.link
 
 
 # Those who run handlers give a function, so that the context of a handler that never asks for it is never made.

@@ -11,6 +11,7 @@ import psycopg
 
 from queue_pg import store
 from queue_pg.models import LeasedJob
+from queue_pg.tasks import HandlerLink
 from queue_pg_workers.attempt import Attempts
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.deadlines import Deadlines
@@ -54,8 +55,10 @@ class Claiming:
         cover: Callable[[float], None],
         listening: Callable[[], bool],
         signals: Signals,
+        handler_link: HandlerLink,
     ) -> None:
         self._config = config
+        self._handler_link = handler_link
         self._worker_id = worker_id
         self._handlers = handlers
         self._kinds = sorted(handlers)
@@ -157,8 +160,8 @@ class Claiming:
             await self._link.run(lambda connection: store.arm(connection, queues))
 
     def _take(self, jobs: list[LeasedJob], asked_at: float) -> None:
-        on_interrupted = self._attempts.interrupted
-        batch = [Held(job, asked_at=asked_at, on_interrupted=on_interrupted) for job in jobs]
+        on_interrupted, link = self._attempts.interrupted, self._handler_link
+        batch = [Held(job, asked_at=asked_at, on_interrupted=on_interrupted, link=link) for job in jobs]
         self._leases.add(batch)
         if self._stop.is_set():
             for held in batch:

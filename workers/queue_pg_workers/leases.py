@@ -11,7 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from queue_pg.models import LeasedJob, Outcome
-from queue_pg.tasks import JobContext
+from queue_pg.tasks import HandlerLink, JobContext
 
 FENCE_SECONDS: Final = 0.25
 
@@ -39,6 +39,7 @@ class Held:
         "_on_interrupted",
         "interruption",
         "job",
+        "link",
         "lost",
         "metadata",
         "outcome",
@@ -50,8 +51,16 @@ class Held:
         "unknown",
     )
 
-    def __init__(self, job: LeasedJob, *, asked_at: float, on_interrupted: Callable[[Held], object]) -> None:
+    def __init__(
+        self,
+        job: LeasedJob,
+        *,
+        asked_at: float,
+        on_interrupted: Callable[[Held], object],
+        link: HandlerLink | None = None,
+    ) -> None:
         self.job = job
+        self.link = link
         self.metadata: Any = None
         self.trusted_until = asked_at + job.lease_seconds
         # queue_pg.heartbeat extends no lease beyond the attempt's timeout plus one lease.
@@ -98,6 +107,7 @@ class Held:
             metadata=self.metadata or {},
             tags=job.tags or [],
             traceparent=job.traceparent,
+            link=self.link,
         )
 
     def extended(self, *, asked_at: float) -> None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Final
 
 from queue_pg.models import Outcome
 from queue_pg.outcomes import of_error, of_return
@@ -31,13 +31,16 @@ class ProcessDied(Exception):
         self.exit_code = exit_code
 
 
+_STAYS_HERE: Final = ("cancelled", "link")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessCall:
     """What a child is told to run.
 
     `function` is `module:qualified.name`: pickle would refuse it, because the module has the Task under that name.
     `arguments` is pickled apart, so that arguments that cannot be read fail the attempt and not the connection.
-    `context` holds the fields of a JobContext but `cancelled`: a child is killed, not asked.
+    `context` holds the fields of a JobContext but `cancelled` and `link`: a child is killed, not asked.
     """
 
     function: str
@@ -47,7 +50,8 @@ class ProcessCall:
     @classmethod
     def of(cls, fn: Callable[..., Any], kwargs: Mapping[str, Any], context: JobContext) -> ProcessCall:
         """Raise whatever pickle or the arguments' own `__reduce__` raises."""
-        passed = {field.name: getattr(context, field.name) for field in fields(context) if field.name != "cancelled"}
+        names = [field.name for field in fields(context) if field.name not in _STAYS_HERE]
+        passed = {name: getattr(context, name) for name in names}
         return cls(function=f"{fn.__module__}:{fn.__qualname__}", arguments=pickle.dumps(dict(kwargs)), context=passed)
 
     def run(self) -> Outcome:

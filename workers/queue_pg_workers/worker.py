@@ -25,6 +25,7 @@ from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
 from queue_pg_workers.claiming import Claiming, wait
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.finisher import Finisher
+from queue_pg_workers.handler_link import WorkerHandlerLink
 from queue_pg_workers.heartbeat import Heartbeat, Report
 from queue_pg_workers.kinds import Handler
 from queue_pg_workers.leases import Held, Interruption, Leases
@@ -56,6 +57,7 @@ class Worker:
         self._application = f"queue-pg worker {self.id}"[:63]
         self._claiming = Link(self._dsn, application=self._application)
         self._finishing = Link(self._dsn, application=self._application)
+        self._for_handlers = Link(self._dsn, application=self._application)
         self._slots = Slots(config.concurrency)
         self._attempts = Attempts(
             name=self.id, signals=self.signals, on_outcome=self._has_outcome, on_ended=self._has_ended
@@ -102,6 +104,7 @@ class Worker:
             cover=self._heartbeat.cover,
             listening=lambda: self.wakeups.listening,
             signals=self.signals,
+            handler_link=WorkerHandlerLink(self._for_handlers),
         )
 
     def stop(self, *, now: bool = False) -> None:
@@ -110,6 +113,10 @@ class Worker:
         if now:
             self._stop_now.set()
         self._claims.stop()
+
+    @property
+    def _links(self) -> tuple[Link, ...]:
+        return self._claiming, self._finishing, self._for_handlers
 
     @property
     def stuck(self) -> int:
@@ -260,7 +267,7 @@ class Worker:
     async def _clean_up(self, ending: list[asyncio.Task[None]], background: list[asyncio.Task[None]]) -> None:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
         self._stop.set()
-        for link in (self._claiming, self._finishing):
+        for link in self._links:
             link.hurry(CANCEL_PATIENCE_SECONDS + CLEANUP_SECONDS)
         for held in self.leases.all():
             held.interrupt(Interruption.SHUTDOWN)
@@ -269,7 +276,7 @@ class Worker:
             await self._slots.all_free(CANCEL_PATIENCE_SECONDS + 0.2)
         self._finisher.close()
         await asyncio.wait(ending, timeout=CLEANUP_SECONDS)
-        for link in (self._claiming, self._finishing):
+        for link in self._links:
             link.cut()
         for task in background:
             task.cancel()
@@ -284,8 +291,8 @@ class Worker:
             log.warning("worker %s could not remove its row: %s", self.id, error)
         self._attempts.close()
         self._threads.close()
-        await self._claiming.close()
-        await self._finishing.close()
+        for link in self._links:
+            await link.close()
         log.info("worker %s has ended", self.id)
 
     async def _blocking(self, *functions: Callable[[], None], timeout_seconds: float) -> None:

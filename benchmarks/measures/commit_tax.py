@@ -26,11 +26,11 @@ pgbench inserts kind and payload, one row a transaction, with 1 to 64 clients. *
 `create table (like queue_pg.jobs including all)` of the same storage parameters, in one run of pgbench: both see the
 same moments of the machine, whose disk and neighbours otherwise differ from second to second by more than a trigger
 costs. The rate is that of clients which do nothing else: clients / mean latency. *Draining*: a worker empties this
-queue all the time, so rounds are compared, directly after one another in the order ABBA and then BAAB: with the triggers of
-queue_pg.jobs and with its triggers disabled, in which case the worker finds the jobs by polling and so does the same
-work. The first second of such a round is not counted: in it every session plans what the table needs. *+ 1 ms* adds a
-millisecond to every flush of the WAL (commit_delay = 1000 with commit_siblings = 0 in pgbench's sessions), as a slower
-disk does: locks that a commit holds are then held longer."""
+queue all the time, so rounds are compared, directly after one another in the order ABBA and then BAAB: with the
+triggers of queue_pg.jobs and with its triggers disabled, in which case the worker finds the jobs by polling and so
+does the same work. The first second of such a round is not counted: in it every session plans what the table needs.
+*+ 1 ms* adds a millisecond to every flush of the WAL (commit_delay = 1000 with commit_siblings = 0 in pgbench's
+sessions), as a slower disk does: locks that a commit holds are then held longer."""
 METRICS = (
     Metric(name="own", label="with triggers", unit="tx/s"),
     Metric(name="plain", label="without", unit="tx/s"),

@@ -16,12 +16,16 @@ SAMPLE_SECONDS = 0.1
 
 @dataclass(slots=True)
 class Progress:
-    """Samples of a worker's progress from its first job on, and of whatever else is to be followed."""
+    """Samples of a worker's progress from its first job on, and of whatever else is to be followed.
+
+    Jobs that had begun `before` do not count: the first one after them is the first.
+    """
 
     marks: Marks
     jobs: int
     probe: Callable[[], dict[str, float]] | None = None
     probe_seconds: float = 1.0
+    before: int = 0
     seconds: list[float] = field(default_factory=list[float])
     done: list[int] = field(default_factory=list[int])
     # What `probe` returned, over the jobs done by then.
@@ -32,15 +36,15 @@ class Progress:
         """Take a sample when it is time for one."""
         now = time.monotonic()
         if self._begin is None:
-            first = self.marks.first_ns()
-            if first is None:
+            if self.marks.begun() <= self.before:
                 return
-            self._begin = first / 1e9
+            first = self.marks.first_ns()
+            self._begin = first / 1e9 if first is not None and not self.before else now
             self._add(0.0, 0)
         passed = now - self._begin
         if passed - self.seconds[-1] < SAMPLE_SECONDS:
             return
-        done = self.marks.begun()
+        done = self.marks.begun() - self.before
         if self.probe is not None and int(passed / self.probe_seconds) > int(self.seconds[-1] / self.probe_seconds):
             for name, value in self.probe().items():
                 line = self.probed.setdefault(name, Line())
@@ -53,7 +57,7 @@ class Progress:
 
         def all_begun() -> bool:
             self.sample()
-            return self.marks.begun() >= self.jobs
+            return self.marks.begun() - self.before >= self.jobs
 
         child.wait_for(all_begun, seconds=seconds, what=f"the last of {self.jobs} jobs", pause=0.01)
         assert self._begin is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from benchmarks import proc
 from benchmarks.bench import Bench
+from benchmarks.children import Child
 from benchmarks.contestants.queue_pg import QueuePg
 from benchmarks.load import feed
+from benchmarks.marks import Marks
 from benchmarks.model import Line, Metric, Plot, Record, Target
 from benchmarks.progress import Progress
 from benchmarks.server import Database
@@ -17,7 +20,8 @@ NAME = "churn"
 TITLE = "3,000,000 jobs through one worker process, history forgotten meanwhile"
 METHOD = """\
 A feeder keeps some 20,000 jobs waiting until 3,000,000 are through. The retention is the time in which the worker
-does 200,000 jobs, measured over the first of them; the worker's own maintenance forgets what is older. Sizes of the
+does 200,000 jobs, measured over as many before them, which do not count; the worker's own maintenance forgets what is
+older. Sizes of the
 live table and of its indexes (free space included) and the memory of the worker are sampled every second. Growth is
 the highest sample of the second half against the highest of the first half after a warm-up of a tenth. Kept are the
 rows of history at the end, in partitions of which the last are still being filled. Runs once: the tenths show the
@@ -74,9 +78,11 @@ def run(bench: Bench) -> Record:
         contestant.prepare(database, 0)
         database.settle()
         with bench.worker(contestant, database) as (child, marks):
-            progress = Progress(marks, jobs, probe=_probe(database, child.pid), probe_seconds=bench.pick(1.0, 0.1))
-            limit = _RetentionOnce(database, progress, kept)
-            feed(database, marks, jobs=jobs, depth=DEPTH, watch=limit)
+            retention = _warm_up(database, child, marks, kept)
+            progress = Progress(
+                marks, jobs, probe=_probe(database, child.pid), probe_seconds=bench.pick(1.0, 0.1), before=kept
+            )
+            feed(database, marks, jobs=jobs, depth=DEPTH, watch=progress.sample)
             progress.finish(child, seconds=LONGEST_SECONDS)
             found = database.scalar("select count(*) from queue_pg.finished_jobs")
     tenths, probed = progress.tenths(), progress.probed
@@ -92,7 +98,7 @@ def run(bench: Bench) -> Record:
         rss=max(probed["rss"].y),
         rss_growth=growth(probed["rss"], jobs),
     )
-    record.note(f"Retention was set to {limit.seconds:.1f} s.")
+    record.note(f"Retention was set to {retention:.1f} s.")
     record.plots["rate"] = Plot("Rate by tenth", "jobs done", "jobs/s", {"queue-pg": progress.line()})
     record.plots["sizes"] = Plot(
         "Live table, its indexes, worker memory", "jobs done", "MB",
@@ -103,20 +109,15 @@ def run(bench: Bench) -> Record:
     return record
 
 
-class _RetentionOnce:
-    """Samples the progress and, once `kept` jobs are done, sets the retention to the time they took."""
-
-    def __init__(self, database: Database, progress: Progress, kept: int) -> None:
-        self._database = database
-        self._progress = progress
-        self._kept = kept
-        self.seconds = 0.0
-
-    def __call__(self) -> None:
-        self._progress.sample()
-        if not self.seconds and self._progress.done and self._progress.done[-1] >= self._kept:
-            self.seconds = self._kept * self._progress.seconds[-1] / self._progress.done[-1]
-            self._database.execute("select queue_pg.configure(retention => %s * interval '1 second')", (self.seconds,))
+def _warm_up(database: Database, child: Child, marks: Marks, kept: int) -> float:
+    """Do as many jobs as are to be kept, and set the retention to the seconds they took, which are returned."""
+    feed(database, marks, jobs=kept, depth=DEPTH, watch=lambda: None)
+    child.wait_for(lambda: marks.begun() >= kept, seconds=LONGEST_SECONDS, what=f"the first {kept} jobs", pause=0.01)
+    first = marks.first_ns()
+    assert first is not None
+    seconds = time.monotonic() - first / 1e9
+    database.execute("select queue_pg.configure(retention => %s * interval '1 second')", (seconds,))
+    return seconds
 
 
 def _probe(database: Database, pid: int) -> Callable[[], dict[str, float]]:

@@ -1,0 +1,1 @@
+"""What is done for each type of task. Here it is told, in yours it would be done."""

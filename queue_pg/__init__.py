@@ -21,6 +21,8 @@ from queue_pg.errors import (
     NotMigrated,
     PayloadTooLarge,
     QueuePgError,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaError,
     SchemaTooNew,
     SubmitError,
@@ -44,6 +46,7 @@ from queue_pg.models import (
     WorkerInfo,
 )
 from queue_pg.payloads import Unreadable
+from queue_pg.schedules import NewSchedule, Schedule, Timing
 from queue_pg.tasks import JobContext, Task, Tasks, current_job, task, use_queue
 
 try:
@@ -71,12 +74,16 @@ __all__ = [
     "MigrationBusy",
     "MigrationDiverged",
     "NewJob",
+    "NewSchedule",
     "NotMigrated",
     "Page",
     "PayloadTooLarge",
     "Queue",
     "QueuePgError",
     "QueueStats",
+    "Schedule",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SchemaError",
     "SchemaTooNew",
     "Snooze",
@@ -85,6 +92,7 @@ __all__ = [
     "SyncQueue",
     "Task",
     "Tasks",
+    "Timing",
     "UniqueKeyConflict",
     "UnknownKind",
     "Unreadable",

@@ -32,6 +32,7 @@ from queue_pg.models import (
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.pulling import AsyncPulling
+from queue_pg.scheduling import AsyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting import Waiting
@@ -42,7 +43,7 @@ Pool = AsyncConnectionPool[Any]
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling):
+class Queue(AsyncPulling, AsyncScheduling):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:

@@ -35,6 +35,7 @@ from queue_pg.models import (
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool_sync import SyncPool, lend
 from queue_pg.pulling_sync import SyncPulling
+from queue_pg.scheduling_sync import SyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting_sync import Waiting
@@ -45,7 +46,7 @@ Pool = ConnectionPool[Any]
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling):
+class SyncQueue(SyncPulling, SyncScheduling):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:

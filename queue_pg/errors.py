@@ -14,6 +14,8 @@
     │   ├── UnknownKind
     │   └── UniqueKeyConflict
     ├── JobNotFound                 no such job, or its retention has passed
+    ├── ScheduleNotFound            no schedule has this name
+    ├── ScheduleExists              a new schedule was to have the name of another one
     ├── InvalidTransition           the job's state does not allow the action
     ├── LeaseLost                   a worker wrote with a lease it no longer holds
     ├── WaitTimeout                 the job had not ended in time; it goes on
@@ -179,6 +181,28 @@ class JobNotFound(QueuePgError):
     def __init__(self, job_id: UUID | str) -> None:
         super().__init__(f"No job {job_id}.", hint="Check the id; finished jobs are dropped after their retention.")
         self.job_id = job_id
+
+
+class ScheduleNotFound(QueuePgError):
+    """No schedule has this name."""
+
+    code = "schedule_not_found"
+    exit_code = 4
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"No schedule {name!r}.", hint="See the names: select name from queue_pg.schedules")
+        self.name = name
+
+
+class ScheduleExists(QueuePgError):
+    """A new schedule was to have the name of another one."""
+
+    code = "schedule_exists"
+    exit_code = 6
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is a schedule {name!r} already.", hint="Take another name, or change that one.")
+        self.name = name
 
 
 class InvalidTransition(QueuePgError):

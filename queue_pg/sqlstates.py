@@ -23,6 +23,8 @@ from queue_pg.errors import (
     JobNotFound,
     LeaseLost,
     QueuePgError,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaError,
     UniqueKeyConflict,
 )
@@ -133,6 +135,14 @@ def _key_conflict(facts: _Facts) -> QueuePgError:
     return UniqueKeyConflict(str(details["unique_key"]), _uuid(details.get("id")))
 
 
+def _no_schedule(facts: _Facts) -> QueuePgError:
+    return ScheduleNotFound(str(facts.details().get("name", "")))
+
+
+def _schedule_exists(facts: _Facts) -> QueuePgError:
+    return ScheduleExists(str(facts.details().get("name", "")))
+
+
 def _invalid(facts: _Facts) -> QueuePgError:
     details = facts.details()
     return InvalidJob(str(details.get("field", "job")), str(details.get("reason", facts.message)))
@@ -179,6 +189,8 @@ _BY_SQLSTATE: Final[dict[str, Callable[[_Facts], QueuePgError]]] = {
     "QP003": _lease_lost,
     "QP004": _key_conflict,
     "QP005": _invalid,
+    "QP020": _no_schedule,
+    "QP021": _schedule_exists,
     "23505": _key_conflict,
     "23514": _check,
     "23502": _not_null,

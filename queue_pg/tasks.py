@@ -30,6 +30,7 @@ from queue_pg.client_sync import SyncQueue
 from queue_pg.default_queue import use_queue
 from queue_pg.errors import InvalidJob
 from queue_pg.models import Job
+from queue_pg.schedules import Missed, TaskSchedule, Timing
 from queue_pg.submission import encode_kinds
 
 __all__ = [
@@ -86,6 +87,7 @@ class Task(Generic[P, R]):
     retry_cap_seconds: float | None = None
     run_in: RunIn = "thread"
     description: str | None = None
+    schedule: TaskSchedule | None = None
     options: SubmitOptions = field(default_factory=lambda: SubmitOptions())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -234,6 +236,10 @@ class Tasks:
         retry_cap_seconds: float | None = None,
         run_in: RunIn = "thread",
         description: str | None = None,
+        cron: str | None = None,
+        every: timedelta | float | None = None,
+        time_zone: str = "UTC",
+        missed: Missed = "once",
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(
@@ -250,20 +256,36 @@ class Tasks:
         retry_cap_seconds: float | None = None,
         run_in: RunIn = "thread",
         description: str | None = None,
+        cron: str | None = None,
+        every: timedelta | float | None = None,
+        time_zone: str = "UTC",
+        missed: Missed = "once",
     ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
         """Make a task of a function. `kind` is its name unless given, `timeout` a timedelta or seconds.
 
-        Raises TypeError for a signature that a JSON object cannot call: *args, **kwargs, positional-only parameters.
+        With `cron` (read in `time_zone`) or `every` (a timedelta or seconds) workers that have it schedule it under the
+        name of its kind; it is called without arguments. `missed` is as of `Queue.schedule`.
+
+        Raises TypeError for a signature that a JSON object cannot call: *args, **kwargs, positional-only parameters,
+        and with a schedule parameters without a default.
         """
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
             if run_in == "process" and inspect.iscoroutinefunction(function):
                 raise TypeError(f'{_place(function)} is async; run_in="process" is for plain functions')
+            model = signatures.payload_model(function)
+            schedule = None
+            if cron is not None or every is not None:
+                _refuse_schedule(function, model, cron=cron, every=every)
+                timing = Timing(cron=cron, every=every, time_zone=time_zone)
+                schedule = TaskSchedule(
+                    kind=kind or function.__name__, queue=queue, priority=priority, timing=timing, missed=missed
+                )
             made = Task(
                 fn=function,
                 kind=kind or function.__name__,
                 queue=queue,
-                payload_model=signatures.payload_model(function),
+                payload_model=model,
                 priority=priority,
                 max_attempts=max_attempts,
                 timeout=timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout,
@@ -271,11 +293,22 @@ class Tasks:
                 retry_cap_seconds=retry_cap_seconds,
                 run_in=run_in,
                 description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
+                schedule=schedule,
             )
             self.add(made)
             return made
 
         return decorate if fn is None else decorate(fn)
+
+
+def _refuse_schedule(
+    function: Callable[..., Any], model: type[BaseModel], *, cron: str | None, every: timedelta | float | None
+) -> None:
+    if cron is not None and every is not None:
+        raise TypeError(f"{_place(function)}: give either cron or every")
+    needed = [info.alias or name for name, info in model.model_fields.items() if info.is_required()]
+    if needed:
+        raise TypeError(f"{_place(function)}: a schedule calls it without arguments; give {needed[0]!r} a default")
 
 
 def _place(function: Callable[..., Any]) -> str:

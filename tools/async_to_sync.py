@@ -15,7 +15,8 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TWINS = {f"{name}.py": f"{name}_sync.py" for name in ("store", "pool", "waiting", "pulling", "bulk", "client")}
+MODULES = ("store", "schedule_store", "pool", "waiting", "pulling", "scheduling", "bulk", "client")
+TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
     "AsyncBackground": "SyncBackground",
     "AsyncBulk": "SyncBulk",
@@ -28,6 +29,7 @@ NAMES = {
     "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncPool": "SyncPool",
     "AsyncPulling": "SyncPulling",
+    "AsyncScheduling": "SyncScheduling",
     "AsyncSignal": "SyncSignal",
     "AsyncSlots": "SyncSlots",
     "Queue": "SyncQueue",
@@ -41,6 +43,7 @@ NAMES = {
     "enter_async_context": "enter_context",
     "fetch_async": "fetch_sync",
     "pulling": "pulling_sync",
+    "scheduling": "scheduling_sync",
     "waiting": "waiting_sync",
 }
 HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.
@@ -57,6 +60,9 @@ LINES = {
     "from queue_pg.bulk import AsyncBulk": "from queue_pg.bulk_sync import SyncBulk",
     "from queue_pg import callers, store": "from queue_pg import callers, store_sync as store",
     "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
+    "from queue_pg import arguments, schedule_store": (
+        "from queue_pg import arguments, schedule_store_sync as schedule_store"
+    ),
     "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
     "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",
     "from collections.abc import Awaitable, Callable, Iterable": "from collections.abc import Callable, Iterable",

@@ -1,4 +1,4 @@
--- What has to happen by itself: expired leases, due jobs, deadlines. Short statements that any process may run; every
+-- What has to happen by itself: expired leases, due jobs, schedules, deadlines. Short statements that any process may run; every
 -- one is guarded by the rows' own state, so two at once are only a waste.
 --
 -- With `since`, the time of an earlier look, each looks only at what fell due after it, and a second before for what was
@@ -178,7 +178,7 @@ $$;
 
 comment on function queue_pg.expire is 'Fails jobs whose deadline passed before they started; returns how many.';
 
--- One short step of all three, and the seconds until the next thing falls due (null: nothing does, or not `within`).
+-- One short step of all, and the seconds until the next thing falls due (null: nothing does, or not `within`).
 -- One holder at a time, to save work; `busy` says that another one is at it. The lock ends with the transaction, so it
 -- is safe behind a pooler, and nothing depends on it.
 -- `arm` is for callers who look again within a second or two. True, of one who listens to queue_pg_due: a job that is
@@ -195,7 +195,7 @@ begin
   expired := 0;
   busy := not pg_try_advisory_xact_lock(7310579610401947745);
   if not busy then
-    -- Apart from each other: what stops one of them must not stop the other two.
+    -- Apart from each other: what stops one of them must not stop the others.
     begin
       select count(*) into reaped from queue_pg.reap(max_jobs, since);
     exception when others then
@@ -205,6 +205,11 @@ begin
       promoted := queue_pg.promote(max_jobs, since);
     exception when others then
       raise warning 'queue_pg.promote: %', sqlerrm;
+    end;
+    begin
+      promoted := promoted + queue_pg.fire_schedules(since => since);
+    exception when others then
+      raise warning 'queue_pg.fire_schedules: %', sqlerrm;
     end;
     begin
       expired := queue_pg.expire(max_jobs, since);
@@ -224,7 +229,8 @@ begin
 end
 $$;
 
-comment on function queue_pg.maintain is 'One step of reaping, promotion and expiry; tells when the next thing falls due.';
+comment on function queue_pg.maintain is
+  'One step of reaping, promotion, schedules and expiry; tells when the next thing falls due. promoted counts jobs of schedules too.';
 
 -- Bounded by `within` because the first live entry of an index may lie behind very many dead ones. That of leases has
 -- the most, one for every job, and no expiry has to be met to the millisecond: with `since` it is not read.
@@ -248,6 +254,8 @@ begin
       select least(
         (select j.run_at from queue_pg.jobs j
           where j.state = 'scheduled' and j.run_at > v_floor and j.run_at <= v_limit order by j.run_at limit 1),
+        (select s.next_fire_at from queue_pg.schedules s
+          where s.next_fire_at > v_floor and s.next_fire_at <= v_limit order by s.next_fire_at limit 1),
         case when since is null then (select j.lease_expires_at from queue_pg.jobs j
           where j.state = 'running' and j.lease_expires_at <= v_limit order by j.lease_expires_at limit 1) end,
         (select j.expires_at from queue_pg.jobs j

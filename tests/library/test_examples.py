@@ -22,6 +22,14 @@ summarise: completed urgent things go first
 summarise: completed one two three
 fetch: completed {'url': 'https://example.org/', 'attempt': 1}
 """,
+    "schedules.py": """report: 0 9 * * mon-fri Europe/Berlin - fires known: 5
+schedules: ping, reminder, report
+30 2 * * *: 29 01:00 UTC, 30 00:30 UTC
+30 2 * * *: 25 00:30 UTC, 26 01:30 UTC
+now: report queued report team@example.org
+paused: True []
+refused: cron: its hour '25' must be of numbers from 0 to 23
+""",
     "transaction_psycopg.py": "send_receipt for a book: queued\n",
     "transaction_sqlalchemy.py": "send_receipt for order 1: queued\n",
     "transaction_django.py": "rolled back: the payment failed\nsend_receipt for a book: queued\n",

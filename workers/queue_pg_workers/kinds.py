@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
 from queue_pg.tasks import Task
 from queue_pg_workers.handlers import chat
@@ -28,7 +29,7 @@ class Handler:
     """How to run one kind.
 
     `validate` turns a decoded payload into the keyword arguments of `fn`, raising `InvalidJob`; `spec` is what
-    `queue_pg.register_kinds` is told.
+    `queue_pg.register_kinds` is told; `schedule` is when it runs by itself.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Handler:
     validate: Callable[[Any], Mapping[str, Any]]
     run_in: RunIn
     spec: dict[str, Any]
+    schedule: TaskSchedule | None = None
 
 
 def chat_handler(provider: Provider) -> Handler:
@@ -62,7 +64,14 @@ def chat_handler(provider: Provider) -> Handler:
 def task_handler(task: Task[..., Any]) -> Handler:
     """Return the handler of a user's task."""
     run_in = RunIn.LOOP if task.is_async else RunIn(task.run_in)
-    return Handler(kind=task.kind, fn=task.fn, validate=task.validate, run_in=run_in, spec=task.kind_row())
+    return Handler(
+        kind=task.kind,
+        fn=task.fn,
+        validate=task.validate,
+        run_in=run_in,
+        spec=task.kind_row(),
+        schedule=task.schedule,
+    )
 
 
 def handlers_of(tasks: Iterable[Task[..., Any]], provider: Provider) -> dict[str, Handler]:

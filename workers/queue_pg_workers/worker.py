@@ -14,11 +14,13 @@ from uuid import UUID
 
 import psycopg
 
-from queue_pg import store, store_sync
+from queue_pg import schedule_store_sync, store, store_sync
 from queue_pg.connections import connect
+from queue_pg.errors import ConfigError, InvalidJob
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import Outcome
 from queue_pg.schema import check, package_version
+from queue_pg.sqlstates import translate_error
 from queue_pg.submission import encode_kinds
 from queue_pg.wakeup import CANCEL, DUE, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
@@ -203,7 +205,24 @@ class Worker:
         with connect(self._dsn, application=self._application) as connection:
             check(connection)
             store_sync.register_kinds(connection, encode_kinds([handler.spec for handler in self._handlers.values()]))
+            self._register_schedules(connection)
             self._register(connection)
+
+    def _register_schedules(self, connection: psycopg.Connection[Any]) -> None:
+        for schedule in (handler.schedule for handler in self._handlers.values()):
+            if schedule is None:
+                continue
+            try:
+                registered = schedule_store_sync.register_schedule(connection, schedule.params())
+            except (psycopg.Error, InvalidJob) as error:
+                fault = error if isinstance(error, InvalidJob) else translate_error(error)
+                if isinstance(fault, InvalidJob):
+                    raise ConfigError(
+                        f"The schedule of the task {schedule.kind!r} cannot be: {fault.message}."
+                    ) from error
+                raise
+            if not registered:
+                log.info("the schedule %s is as people have set it, not as the code of its task says", schedule.kind)
 
     def _register(self, connection: psycopg.Connection[Any]) -> None:
         store_sync.register_worker(

@@ -1,0 +1,2 @@
+/* queue_pg:unschedule */
+select queue_pg.unschedule(%(name)s::text, %(org)s::text)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from queue_pg.batch_model import Batch, BatchAction, BatchPage, BatchState
 from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
 from queue_pg.errors import (
+    BatchNotFound,
     ConfigError,
     DatabaseUnavailable,
+    InvalidBatchTransition,
     InvalidJob,
     InvalidTransition,
     JobCancelled,
@@ -55,11 +58,17 @@ except PackageNotFoundError:  # a checkout that nobody installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Batch",
+    "BatchAction",
+    "BatchNotFound",
+    "BatchPage",
+    "BatchState",
     "Cancel",
     "ClaimedJob",
     "ConfigError",
     "DatabaseUnavailable",
     "Fail",
+    "InvalidBatchTransition",
     "InvalidJob",
     "InvalidTransition",
     "Job",

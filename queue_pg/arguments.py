@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg.conninfo import make_conninfo
 
 from queue_pg.dsn import normalise_dsn
-from queue_pg.errors import ConfigError, InvalidJob, JobNotFound
+from queue_pg.errors import BatchNotFound, ConfigError, InvalidJob, JobNotFound
 from queue_pg.models import Job, JobState, Page
 from queue_pg.payloads import encode_json, error_object, sanitise_text
 from queue_pg.submission import MAX_ATTEMPTS, seconds
@@ -61,6 +61,16 @@ def job_id(value: UUID | str) -> UUID:
         return UUID(str(value))
     except ValueError:
         raise JobNotFound(sanitise_text(value, 100)) from None
+
+
+def batch_id(value: UUID | str) -> UUID:
+    """Return the id as UUID; what is no UUID is the id of no batch."""
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise BatchNotFound(sanitise_text(value, 100)) from None
 
 
 def filter_id(field: str, value: UUID | str | None) -> UUID | None:
@@ -170,7 +180,7 @@ def before(cursor: str | None) -> UUID | None:
     try:
         found = base64.urlsafe_b64decode(cursor + "==")
         # Decoding skips foreign characters; encoding again shows whether there were any.
-        if len(found) == 16 and _cursor(UUID(bytes=found)) == cursor:
+        if len(found) == 16 and cursor_of(UUID(bytes=found)) == cursor:
             return UUID(bytes=found)
     except (ValueError, TypeError, binascii.Error):
         pass
@@ -180,8 +190,9 @@ def before(cursor: str | None) -> UUID | None:
 def page(jobs: list[Job], limit: int) -> Page:
     """Return the first `limit` of `jobs`, of which one more was read to know whether there is a next page."""
     shown = jobs[:limit]
-    return Page(shown, _cursor(shown[-1].id) if len(jobs) > limit else None)
+    return Page(shown, cursor_of(shown[-1].id) if len(jobs) > limit else None)
 
 
-def _cursor(last: UUID) -> str:
+def cursor_of(last: UUID) -> str:
+    """Return what stands for the last id of a page."""
     return base64.urlsafe_b64encode(last.bytes).rstrip(b"=").decode()

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import arguments, store
+from queue_pg.batching import AsyncBatching
 from queue_pg.bulk import AsyncBulk
 from queue_pg.chunks import chunks_async, name_position
 from queue_pg.connections import connect_async
@@ -43,7 +44,7 @@ Pool = AsyncConnectionPool[Any]
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling, AsyncScheduling):
+class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:
@@ -140,6 +141,7 @@ class Queue(AsyncPulling, AsyncScheduling):
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
+        batch_id: UUID | str | None = None,
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
@@ -162,6 +164,7 @@ class Queue(AsyncPulling, AsyncScheduling):
             tags=tags,
             metadata={} if metadata is None else metadata,
             traceparent=traceparent,
+            batch_id=batch_id,
         )
         stored, _ = await self.submit_new(job, connection=connection)
         return stored

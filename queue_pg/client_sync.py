@@ -17,6 +17,7 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from queue_pg import arguments, store_sync as store
+from queue_pg.batching_sync import SyncBatching
 from queue_pg.bulk_sync import SyncBulk
 from queue_pg.chunks import chunks_sync, name_position
 from queue_pg.connections import connect
@@ -46,7 +47,7 @@ Pool = ConnectionPool[Any]
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling, SyncScheduling):
+class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:
@@ -143,6 +144,7 @@ class SyncQueue(SyncPulling, SyncScheduling):
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
+        batch_id: UUID | str | None = None,
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
@@ -165,6 +167,7 @@ class SyncQueue(SyncPulling, SyncScheduling):
             tags=tags,
             metadata={} if metadata is None else metadata,
             traceparent=traceparent,
+            batch_id=batch_id,
         )
         stored, _ = self.submit_new(job, connection=connection)
         return stored

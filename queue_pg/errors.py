@@ -16,7 +16,9 @@
     ├── JobNotFound                 no such job, or its retention has passed
     ├── ScheduleNotFound            no schedule has this name
     ├── ScheduleExists              a new schedule was to have the name of another one
+    ├── BatchNotFound               no such batch, or its retention has passed
     ├── InvalidTransition           the job's state does not allow the action
+    │   └── InvalidBatchTransition  the batch's does not
     ├── LeaseLost                   a worker wrote with a lease it no longer holds
     ├── WaitTimeout                 the job had not ended in time; it goes on
     └── JobUnsuccessful             raised by `Queue.result` for a job that ended otherwise than `completed`
@@ -205,17 +207,38 @@ class ScheduleExists(QueuePgError):
         self.name = name
 
 
+class BatchNotFound(QueuePgError):
+    """No batch has this id, or its retention has passed."""
+
+    code = "batch_not_found"
+    exit_code = 4
+
+    def __init__(self, batch_id: UUID | str) -> None:
+        super().__init__(
+            f"No batch {batch_id}.", hint="Check the id; finished batches are dropped after the retention."
+        )
+        self.batch_id = batch_id
+
+
 class InvalidTransition(QueuePgError):
     """The job's state does not allow the action."""
 
     code = "wrong_state"
     exit_code = 6
 
-    def __init__(self, job_id: UUID | str, action: str, state: str) -> None:
-        super().__init__(f"Cannot {action} job {job_id}: it is {state}.")
+    def __init__(self, job_id: UUID | str, action: str, state: str, *, noun: str = "job") -> None:
+        super().__init__(f"Cannot {action} {noun} {job_id}: it is {state}.")
         self.job_id = job_id
         self.action = action
         self.state = state
+
+
+class InvalidBatchTransition(InvalidTransition):
+    """The state of a batch does not allow the action."""
+
+    def __init__(self, batch_id: UUID | str, action: str, state: str) -> None:
+        super().__init__(batch_id, action, state, noun="batch")
+        self.batch_id = batch_id
 
 
 class LeaseLost(QueuePgError):
@@ -235,12 +258,12 @@ class LeaseLost(QueuePgError):
 
 
 class WaitTimeout(QueuePgError):
-    """The job had not ended in time; it goes on. `timeout` is in seconds."""
+    """The job, or batch, had not ended in time; it goes on. `timeout` is in seconds."""
 
     code = "wait_timeout"
 
-    def __init__(self, job_id: UUID | str, timeout: float, state: str) -> None:
-        super().__init__(f"Job {job_id} is still {state} after {timeout:g} s.")
+    def __init__(self, job_id: UUID | str, timeout: float, state: str, *, noun: str = "Job") -> None:
+        super().__init__(f"{noun} {job_id} is still {state} after {timeout:g} s.")
         self.job_id = job_id
         self.timeout = timeout
         self.state = state

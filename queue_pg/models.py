@@ -47,6 +47,7 @@ class NewJob:
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     traceparent: str | None = None
+    batch_id: UUID | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

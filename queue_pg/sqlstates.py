@@ -17,7 +17,9 @@ import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from queue_pg.errors import (
+    BatchNotFound,
     DatabaseUnavailable,
+    InvalidBatchTransition,
     InvalidJob,
     InvalidTransition,
     JobNotFound,
@@ -114,12 +116,17 @@ def translated(*, unsafe_to_repeat: bool = False) -> Generator[None]:
 
 
 def _not_found(facts: _Facts) -> QueuePgError:
-    return JobNotFound(_uuid(facts.details().get("id")) or facts.message)
+    details = facts.details()
+    if "batch_id" in details:
+        return BatchNotFound(_uuid(details["batch_id"]) or facts.message)
+    return JobNotFound(_uuid(details.get("id")) or facts.message)
 
 
 def _wrong_state(facts: _Facts) -> QueuePgError:
     details = facts.details()
     action, state = str(details.get("action", "change")), str(details.get("state", "in another state"))
+    if "batch_id" in details:
+        return InvalidBatchTransition(_uuid(details["batch_id"]) or "", action, state)
     return InvalidTransition(_uuid(details.get("id")) or "", action, state)
 
 

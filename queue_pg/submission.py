@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
+from uuid import UUID
 
 from queue_pg.errors import InvalidJob, PayloadTooLarge
 from queue_pg.models import NewJob
@@ -42,6 +43,7 @@ class Terms:
     unique_key: str | None
     tags: list[str]
     traceparent: str | None
+    batch_id: UUID | None
     metadata: str
 
 
@@ -55,7 +57,7 @@ class JobChecker:
     def __init__(self, *, org: str, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> None:
         self._org = org
         self._max_payload_bytes = max_payload_bytes
-        self._plain_terms: dict[tuple[str, str, int, str | None], Terms] = {}
+        self._plain_terms: dict[tuple[str, str, int, str | None, UUID | str | None], Terms] = {}
 
     def __call__(self, job: NewJob) -> CheckedJob:
         terms = self._terms(job)
@@ -71,7 +73,7 @@ class JobChecker:
         # True is equal to 1 as a key, and no priority.
         if not _is_plain(job) or type(job.priority) is not int:
             return _checked_terms(job, self._org)
-        names = job.kind, job.queue, job.priority, job.traceparent
+        names = job.kind, job.queue, job.priority, job.traceparent, job.batch_id
         try:
             known = self._plain_terms.get(names)
         except TypeError:  # what has no hash is no name
@@ -100,6 +102,7 @@ def encode_checked(job: CheckedJob) -> str:
         "unique_key": terms.unique_key,
         "tags": terms.tags,
         "traceparent": terms.traceparent,
+        "batch_id": None if terms.batch_id is None else str(terms.batch_id),
     }
     scalars = json.dumps({name: value for name, value in fields.items() if value is not None}, **_COMPACT)
     # Spliced as text: the payload is encoded once, and its size is known.
@@ -112,7 +115,7 @@ def encode_array(jobs: Sequence[CheckedJob]) -> str:
 
 
 def _is_plain(job: NewJob) -> bool:
-    """Tell whether nothing but payload, kind, queue, priority and traceparent is given."""
+    """Tell whether nothing but payload, kind, queue, priority, traceparent and batch_id is given."""
     metadata: Any = job.metadata
     return (
         job.unique_key is None
@@ -142,6 +145,7 @@ def _checked_terms(job: NewJob, org: str) -> Terms:
         unique_key=None if job.unique_key is None else _text("unique_key", job.unique_key, MAX_KEY_CHARS),
         tags=_tags(job.tags),
         traceparent=None if job.traceparent is None else _text("traceparent", job.traceparent, MAX_KEY_CHARS),
+        batch_id=_batch_id(job.batch_id),
         metadata=_metadata(job.metadata),
     )
     if job.run_at is not None and job.delay is not None:
@@ -193,6 +197,15 @@ def _moment(field: str, value: Any) -> datetime | None:
         return value.astimezone(UTC)
     except OverflowError:
         raise InvalidJob(field, "must be a time within the years 1 to 9998") from None
+
+
+def _batch_id(value: Any) -> UUID | None:
+    if value is None or isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidJob("batch_id", "must be the id of a batch") from None
 
 
 def _tags(tags: Any) -> list[str]:

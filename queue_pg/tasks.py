@@ -65,6 +65,7 @@ class SubmitOptions(TypedDict, total=False):
     tags: Sequence[str]
     metadata: Mapping[str, Any] | None
     traceparent: str | None
+    batch_id: UUID | str | None
     connection: Any
 
 

@@ -15,10 +15,14 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("store", "schedule_store", "pool", "waiting", "pulling", "scheduling", "bulk", "client")
+MODULES = (
+    "store", "schedule_store", "batch_store", "pool", "waiting", "pulling", "scheduling", "batching", "bulk", "client",
+)  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
     "AsyncBackground": "SyncBackground",
+    "AsyncBatch": "SyncBatch",
+    "AsyncBatching": "SyncBatching",
     "AsyncBulk": "SyncBulk",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
@@ -38,8 +42,10 @@ NAMES = {
     "aclose": "close",
     "aclosing": "closing",
     "asynccontextmanager": "contextmanager",
+    "batching": "batching_sync",
     "chunks_async": "chunks_sync",
     "connect_async": "connect",
+    "each_async": "each_sync",
     "enter_async_context": "enter_context",
     "fetch_async": "fetch_sync",
     "pulling": "pulling_sync",
@@ -59,6 +65,15 @@ LINES = {
     ),
     "from queue_pg.bulk import AsyncBulk": "from queue_pg.bulk_sync import SyncBulk",
     "from queue_pg import callers, store": "from queue_pg import callers, store_sync as store",
+    "from queue_pg import arguments, batch_store, callbacks": (
+        "from queue_pg import arguments, callbacks\nfrom queue_pg import batch_store_sync as batch_store"
+    ),
+    "Bite = Callable[[AsyncConnection[Any], UUID | None], Awaitable[tuple[int, UUID | None] | None]]": (
+        "Bite = Callable[[AsyncConnection[Any], UUID | None], tuple[int, UUID | None] | None]"
+    ),
+    "from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping": (
+        "from collections.abc import Callable, Iterable, Mapping"
+    ),
     "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
     "from queue_pg import arguments, schedule_store": (
         "from queue_pg import arguments, schedule_store_sync as schedule_store"

@@ -1,8 +1,8 @@
 -- What an INSERT into jobs needs beyond the row itself.
 --
 -- One trigger for all of it, because each costs an INSERT 3 microseconds by being there. Its first question keeps it short
--- for ordinary rows: a job that starts later than it is made, a queue that is armed, a unique key, or a lease of the
--- row's own making, which nobody would hold. Asked in the function, whose plan a session keeps, and not in a WHEN, which
+-- for ordinary rows: a job that starts later than it is made, a queue that is armed, a unique key, a batch, or a lease of
+-- the row's own making, which nobody would hold. Asked in the function, whose plan a session keeps, and not in a WHEN, which
 -- every INSERT statement parses and plans anew: 6 microseconds instead of 12, for 0.7 more a row of a COPY. BEFORE, or a
 -- job put off would leave a dead entry in the claim index, ahead of all others if its priority is high.
 --
@@ -27,6 +27,7 @@ as $$
 begin
   if not (
     new.run_at operator(pg_catalog.>) new.created_at or new.unique_key is not null or new.lease_expires_at is not null
+    or new.batch_id is not null
     -- queue_pg.is_armed(new.queue), written out
     or pg_catalog.pg_sequence_last_value('queue_pg.armed') operator(pg_catalog.>>) (
       pg_catalog.hashtext(new.queue) operator(pg_catalog.&) 31)
@@ -36,6 +37,9 @@ begin
   end if;
   if new.lease_expires_at is not null then
     perform queue_pg.raise_invalid('state', 'a lease is given by queue_pg.claim() alone');
+  end if;
+  if new.batch_id is not null then
+    perform queue_pg.join_batch(new.batch_id, new.id, new.org);
   end if;
   if new.unique_key is not null then
     perform queue_pg.keep_unique_key(new.org, new.unique_key, new.id, new.queue, new.kind, new.payload);

@@ -67,6 +67,9 @@ begin
 
   insert into queue_pg.queue_counters (org, queue, failed, cancelled)
   values (v_job.org, v_job.queue, -(v_job.state = 'failed')::integer, -(v_job.state = 'cancelled')::integer);
+  if v_job.batch_id is not null then
+    perform queue_pg.rejoin_batch(v_job.batch_id, v_job.id, v_job.state);
+  end if;
   update queue_pg.unique_keys u set expires_at = null
   where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
 

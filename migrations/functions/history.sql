@@ -91,8 +91,8 @@ as $$
   select f.org, f.queue, sum(f.completed), sum(f.failed), sum(f.cancelled) from folded f group by f.org, f.queue
 $$;
 
--- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, workers
--- long dead. In bites, so that a long absence does not become one long transaction. True when there may be more.
+-- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, finished
+-- batches, workers long dead. In bites, so that a long absence does not become one long transaction. True when there may be more.
 create or replace function queue_pg.sweep() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -111,6 +111,14 @@ begin
     where k.expires_at <= v_now order by k.expires_at limit v_bite for update skip locked);
   get diagnostics v_swept = row_count;
   v_more := v_swept = v_bite;
+  delete from queue_pg.batches b
+  where b.id in (
+    select f.id from queue_pg.batches f
+    where f.finished_at < v_now - (select s.retention from queue_pg.settings s)
+    order by f.finished_at limit v_bite for update skip locked);
+  get diagnostics v_swept = row_count;
+  v_more := v_more or v_swept = v_bite;
+  perform queue_pg.mend_batches();
   delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
   -- Those that have vanished since a round or two ago.
   perform queue_pg.disarm_unserved(w.queues) from queue_pg.workers w

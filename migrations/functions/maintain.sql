@@ -216,6 +216,11 @@ begin
     exception when others then
       raise warning 'queue_pg.expire: %', sqlerrm;
     end;
+    begin
+      perform queue_pg.settle_batches();
+    exception when others then
+      raise warning 'queue_pg.settle_batches: %', sqlerrm;
+    end;
   end if;
   next_due_seconds := queue_pg.next_due_seconds(since, within);
   if arm and coalesce(next_due_seconds > 0.05, true) then
@@ -230,7 +235,7 @@ end
 $$;
 
 comment on function queue_pg.maintain is
-  'One step of reaping, promotion, schedules and expiry; tells when the next thing falls due. promoted counts jobs of schedules too.';
+  'One step of reaping, promotion, schedules, expiry and the ends of batches; tells when the next thing falls due. promoted counts jobs of schedules too.';
 
 -- Bounded by `within` because the first live entry of an index may lie behind very many dead ones. That of leases has
 -- the most, one for every job, and no expiry has to be met to the millisecond: with `since` it is not read.

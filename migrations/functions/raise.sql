@@ -53,3 +53,24 @@ begin
     detail = jsonb_build_object('field', field, 'reason', reason)::text;
 end
 $$;
+
+create or replace function queue_pg.raise_batch_not_found(id uuid) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP001', message = format('no batch %s', id),
+    detail = jsonb_build_object('batch_id', id)::text,
+    hint = 'Check the id; finished batches are dropped after the retention.';
+end
+$$;
+
+create or replace function queue_pg.raise_wrong_batch_state(id uuid, action text, state text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP002', message = format('cannot %s batch %s: it is %s', action, id, state),
+    detail = jsonb_build_object('batch_id', id, 'action', action, 'state', state)::text;
+end
+$$;

@@ -20,6 +20,8 @@ declare
   v_now timestamptz := queue_pg.now();
   v_retired uuid[];
   v_watched uuid[];
+  v_batches uuid[];
+  v_batch_states queue_pg.job_state[];
   v_settings queue_pg.settings;
   -- Mostly none has: a look-up for each job saved.
   v_own_retention boolean;
@@ -73,7 +75,13 @@ begin
     from moved m
     where m.unique_key is not null and u.org = m.org and u.unique_key = m.unique_key and u.job_id = m.id
   )
-  select array_agg(r.id), array_agg(r.id) filter (where r.watched) into v_retired, v_watched from removed r;
+  select array_agg(r.id), array_agg(r.id) filter (where r.watched),
+    array_agg(r.batch_id) filter (where r.batch_id is not null),
+    array_agg(r.end_state) filter (where r.batch_id is not null)
+  into v_retired, v_watched, v_batches, v_batch_states from removed r;
+  if v_batches is not null then
+    perform queue_pg.count_batches(v_batches, v_batch_states);
+  end if;
   if v_watched is not null and v_settings.notify then
     foreach v_id in array v_watched loop
       perform pg_notify('queue_pg_result', v_id::text);

@@ -3,7 +3,7 @@
 
 -- Stores many jobs, all or none, and returns one row for each in the order given (positions start at 1).
 -- `jobs` is an array of objects with the keys kind, payload, queue, priority, run_at, delay_seconds, max_attempts,
--- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent; null or absent means the default.
+-- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent, batch_id; null or absent means the default.
 -- `created` is false where the unique key already names the job. Raises QP004 and QP005.
 create or replace function queue_pg.submit_many(jobs jsonb) returns table ("position" integer, id uuid, created boolean)
 language plpgsql
@@ -64,7 +64,7 @@ begin
 
   insert into queue_pg.jobs (
     id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
-    tags, metadata, traceparent)
+    tags, metadata, traceparent, batch_id)
   select
     v_wanted[n.nr],
     d.run_at,
@@ -81,15 +81,16 @@ begin
     r.unique_key,
     coalesce(r.tags, '{}'),
     coalesce(nullif(r.metadata, 'null'), '{}'),
-    r.traceparent
+    r.traceparent,
+    r.batch_id
   from rows from (
     jsonb_to_recordset(submit_many.jobs) as (
       kind text, payload jsonb, queue text, priority smallint, run_at timestamptz, delay_seconds double precision,
       max_attempts integer, timeout_seconds double precision, expires_at timestamptz, unique_key text, tags text[],
-      metadata jsonb, org text, traceparent text)
+      metadata jsonb, org text, traceparent text, batch_id uuid)
   ) with ordinality as r (
     kind, payload, queue, priority, run_at, delay_seconds, max_attempts, timeout_seconds, expires_at, unique_key, tags,
-    metadata, org, traceparent, nr)
+    metadata, org, traceparent, batch_id, nr)
   cross join lateral (select r.nr) n
   cross join lateral (
     select coalesce(r.run_at, v_now + coalesce(r.delay_seconds, 0) * interval '1 second') as run_at) d
@@ -118,7 +119,8 @@ create or replace function queue_pg.submit(
   tags text[] default '{}',
   metadata jsonb default '{}',
   org text default 'default',
-  traceparent text default null) returns uuid
+  traceparent text default null,
+  batch_id uuid default null) returns uuid
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -142,13 +144,13 @@ begin
   end if;
   insert into queue_pg.jobs (
     id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
-    tags, metadata, traceparent)
+    tags, metadata, traceparent, batch_id)
   values (
     v_id, v_run_at, v_now, case when v_run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state,
     submit.max_attempts,
     coalesce(submit.priority, 0), coalesce(submit.org, 'default'), coalesce(submit.queue, 'default'), submit.kind,
     coalesce(submit.payload, '{}'), queue_pg.plain_interval(submit.timeout), submit.expires_at, submit.unique_key,
-    coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent);
+    coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent, submit.batch_id);
   return v_id;
 end
 $$;

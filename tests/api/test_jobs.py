@@ -252,7 +252,8 @@ async def test_lists_leave_out_payload_and_result(client: httpx.AsyncClient) -> 
 async def test_filters(client: httpx.AsyncClient, conn: psycopg.AsyncConnection) -> None:
     wanted = await submit(client, queue="q1", tags=["red"], unique_key="k1")
     other = await submit(client, queue="q2", tags=["blue"], delay_seconds=60)
-    parent, batch = uuid4(), uuid4()
+    parent = uuid4()
+    [batch] = await (await conn.execute("select queue_pg.create_batch()")).fetchone() or [None]
     await conn.execute(
         "insert into queue_pg.jobs (kind, parent_id, batch_id, queue) values ('child', %s, %s, 'q3')", (parent, batch)
     )

@@ -244,7 +244,8 @@ async def test_a_foreign_cursor_is_refused(queue: Queue, cursor: Any) -> None:
 async def test_filters(queue: Queue, conn: psycopg.AsyncConnection) -> None:
     a = await queue.submit("a", queue="q1", tags=["red", "blue"], unique_key="key")
     b = await queue.submit("b", queue="q2", delay=60)
-    batch, parent = uuid4(), uuid4()
+    parent = uuid4()
+    batch = (await queue.create_batch()).id
     await conn.execute("insert into queue_pg.jobs (kind, batch_id, parent_id) values ('c', %s, %s)", (batch, parent))
 
     async def found(**filters: Any) -> list[str]:

@@ -29,7 +29,17 @@ async def test_the_sql_guide_runs(dsn: str, conn: psycopg.AsyncConnection) -> No
     assert {"completed", "scheduled", "cancelled"} <= set(states)
 
 
-@pytest.mark.parametrize("block", blocks("python.md", "python"), ids=lambda block: block.strip().splitlines()[0][:40])
+async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnection) -> None:
+    for block in blocks("batches.md", "sql"):
+        await conn.execute(block)
+    found = await (await conn.execute("select state, total, completed from queue_pg.batch_progress")).fetchall()
+    assert found == [("closed", 3, 0)]
+
+
+PYTHON = [*blocks("python.md", "python"), *blocks("batches.md", "python")]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[0][:40])
 def test_the_python_guide_compiles(block: str) -> None:
     compile(block, "python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     for name in re.findall(r"\bqueue\.(\w+)\(", block):

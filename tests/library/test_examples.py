@@ -12,6 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PRINTED = {
+    "batches.py": """submitted: 3 jobs are queued
+report: import failed, 2 of 3 loaded
+failed: 100 % ended, 1 failed
+retried: 1
+report: import completed, 3 of 3 loaded
+completed
+""",
     "quickstart.py": """submitted: greet is queued
 result: Hello world
 later: scheduled

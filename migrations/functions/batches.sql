@@ -1,0 +1,326 @@
+-- Batches: adding jobs, counting ends, and what people do with a batch as a whole. settle.sql decides its end.
+--
+-- Nobody who adds or finishes jobs writes the batch's row. Who adds holds a shared advisory lock until its transaction
+-- ends, and close_batch() takes it exclusively: when a batch is closed, all that will ever be in it is there to be
+-- counted. An advisory lock and not one of the row, which would be written for every job added.
+
+create or replace function queue_pg.batch_key(id uuid) returns bigint
+language sql immutable strict parallel safe
+return hashtextextended(id::text, 7310579610401947747);
+
+-- Called by the trigger of jobs for a row with a batch_id: it has to name an open batch of the same tenant. Asked once a
+-- transaction and batch: the lock that comes with the answer keeps it true. A job that retry() puts back was in already.
+create or replace function queue_pg.join_batch(batch_id uuid, job_id uuid, org text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_joined text := join_batch.batch_id || ' ' || join_batch.org;
+  v_state text;
+begin
+  if current_setting('queue_pg.joined', true) = v_joined
+    or current_setting('queue_pg.rejoining', true) = join_batch.job_id::text then
+    return;
+  end if;
+  perform pg_advisory_xact_lock_shared(queue_pg.batch_key(join_batch.batch_id));
+  if current_setting('transaction_isolation') in ('read committed', 'read uncommitted') then
+    select b.state into v_state from queue_pg.batches b
+    where b.id = join_batch.batch_id and b.org = join_batch.org;
+  else
+    -- This transaction's snapshot may be older than a close: with a lock on the row that is an error (40001).
+    select b.state into v_state from queue_pg.batches b
+    where b.id = join_batch.batch_id and b.org = join_batch.org for share;
+  end if;
+  if v_state is null then
+    perform queue_pg.raise_invalid('batch_id', format('there is no batch %s', join_batch.batch_id));
+  elsif v_state <> 'open' then
+    perform queue_pg.raise_wrong_batch_state(join_batch.batch_id, 'add a job to', v_state);
+  end if;
+  perform set_config('queue_pg.joined', v_joined, true);
+end
+$$;
+
+-- Called by retry() before it puts a job back: a finished batch has something to wait for again. Waits for whoever
+-- decides the batch's end; they pass over batches that are locked.
+create or replace function queue_pg.rejoin_batch(batch_id uuid, job_id uuid, was queue_pg.job_state) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from queue_pg.batches b where b.id = rejoin_batch.batch_id for update;
+  update queue_pg.batches b
+  set state = 'closed', run = b.run + 1, finished_at = null, cancelled_at = null
+  where b.id = rejoin_batch.batch_id and b.finished_at is not null;
+  insert into queue_pg.batch_counters (batch_id, failed, cancelled)
+  values (rejoin_batch.batch_id, -(was = 'failed')::integer, -(was = 'cancelled')::integer);
+  perform set_config('queue_pg.rejoining', rejoin_batch.job_id::text, true);
+end
+$$;
+
+-- Called by retire() with the batches of the jobs it moved. Maintenance is woken by who seems to have ended the last job
+-- of a closed batch. Two who end the last two at once do not see each other: then it finds out by itself within a second.
+create or replace function queue_pg.count_batches(batch_ids uuid[], states queue_pg.job_state[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+begin
+  insert into queue_pg.batch_counters (batch_id, completed, failed, cancelled)
+  select u.batch_id, count(*) filter (where u.state = 'completed'), count(*) filter (where u.state = 'failed'),
+    count(*) filter (where u.state = 'cancelled')
+  from unnest(batch_ids, states) as u (batch_id, state) group by u.batch_id;
+  if exists (
+    select
+    from (select distinct u as id from unnest(batch_ids) u) ended
+    join queue_pg.batches b on b.id between ended.id and ended.id
+    where b.state = 'closed'
+      -- As of the last fold few were left, so there are few changes to sum up.
+      and b.total - b.completed - b.failed - b.cancelled <= 200
+      and b.total - b.completed - b.failed - b.cancelled <= (
+        select sum(c.completed + c.failed + c.cancelled) from queue_pg.batch_counters c where c.batch_id = b.id)
+  ) then
+    perform queue_pg.wake_due(queue_pg.now());
+  end if;
+end
+$$;
+
+create or replace view queue_pg.batch_progress as
+select
+  b.id, b.org, b.name, b.state, b.run, t.total, t.completed, t.failed, t.cancelled,
+  t.total - t.completed - t.failed - t.cancelled as unfinished,
+  case when t.total = 0 then 100
+    else round(100.0 * (t.completed + t.failed + t.cancelled) / t.total, 1) end::double precision as percent,
+  b.on_complete, b.on_failed, b.on_all, b.callback_ids, b.callback_error, b.metadata::jsonb as metadata, b.created_at,
+  b.closed_at, b.cancelled_at, b.finished_at
+from queue_pg.batches b
+cross join lateral (
+  select coalesce(sum(c.completed), 0)::bigint as completed, coalesce(sum(c.failed), 0)::bigint as failed,
+    coalesce(sum(c.cancelled), 0)::bigint as cancelled
+  from queue_pg.batch_counters c where c.batch_id = b.id) as n
+cross join lateral (
+  select b.completed + n.completed as completed, b.failed + n.failed as failed, b.cancelled + n.cancelled as cancelled,
+    -- Counted only while jobs may still be added.
+    coalesce(b.total, b.completed + n.completed + b.failed + n.failed + b.cancelled + n.cancelled
+      + (select count(*) from queue_pg.jobs j where j.batch_id = b.id and b.total is null)) as total) as t;
+
+comment on view queue_pg.batch_progress is
+  'Batches with their counts as of now. What is unfinished, by state: select state, count(*) from queue_pg.jobs where batch_id = ...';
+
+create or replace function queue_pg.batch(id uuid) returns setof queue_pg.batch_progress
+language sql volatile as $$
+  select p.* from queue_pg.batch_progress p where p.id = batch.id
+$$;
+
+comment on function queue_pg.batch(uuid) is 'The batch with this id and its counts; no row when there is none.';
+
+-- A callback is a job like one for submit_many(), without what makes no sense in it. Raises QP005 naming the field, so
+-- that the batch's end need not fail.
+create or replace function queue_pg.check_callback(field text, spec jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unknown text;
+begin
+  if spec is null then
+    return;
+  end if;
+  if jsonb_typeof(spec) <> 'object' or nullif(spec ->> 'kind', '') is null then
+    perform queue_pg.raise_invalid(field, 'must be a job: an object with a kind');
+  end if;
+  select k into v_unknown from jsonb_object_keys(spec) k
+  where k not in ('kind', 'payload', 'queue', 'priority', 'delay_seconds', 'max_attempts', 'timeout_seconds', 'tags',
+    'metadata', 'traceparent')
+  limit 1;
+  if found then
+    perform queue_pg.raise_invalid(field || '.' || v_unknown, 'is no field of a callback');
+  end if;
+  if jsonb_typeof(spec -> 'payload') not in ('object', 'null') then
+    perform queue_pg.raise_invalid(field || '.payload', 'must be an object: the batch is added to it');
+  end if;
+  if pg_column_size(spec) > 65536 then
+    perform queue_pg.raise_invalid(field, 'must be at most 64 KiB');
+  end if;
+  if (spec ->> 'delay_seconds')::numeric not between 0 and 315360000 then
+    perform queue_pg.raise_invalid(field || '.delay_seconds', 'must be from 0 to 10 years');
+  end if;
+  perform r.kind::queue_pg.kind, r.queue::queue_pg.queue, r.priority, r.max_attempts::queue_pg.max_attempts,
+    (r.timeout_seconds * interval '1 second')::queue_pg.timeout, r.tags::queue_pg.tags,
+    nullif(r.metadata, 'null')::queue_pg.metadata, nullif(r.payload, 'null')::queue_pg.payload,
+    r.traceparent::queue_pg.traceparent
+  from jsonb_to_record(spec) as r (
+    kind text, payload jsonb, queue text, priority smallint, max_attempts integer, timeout_seconds double precision,
+    tags text[], metadata jsonb, traceparent text);
+exception when data_exception or check_violation then
+  perform queue_pg.raise_invalid(field, sqlerrm);
+end
+$$;
+
+-- Makes an open batch and returns its id. on_complete, on_failed and on_all are jobs like those for submit_many(); their
+-- payload gets the batch as `batch`.
+create or replace function queue_pg.create_batch(
+  name text default null, on_complete jsonb default null, on_failed jsonb default null, on_all jsonb default null,
+  metadata jsonb default '{}', org text default 'default') returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_id uuid := queue_pg.uuid7();
+  v_on_complete jsonb := nullif(create_batch.on_complete, 'null');
+  v_on_failed jsonb := nullif(create_batch.on_failed, 'null');
+  v_on_all jsonb := nullif(create_batch.on_all, 'null');
+begin
+  if length(create_batch.name) not between 1 and 200 then
+    perform queue_pg.raise_invalid('name', 'must have 1 to 200 characters');
+  end if;
+  perform queue_pg.check_callback('on_complete', v_on_complete);
+  perform queue_pg.check_callback('on_failed', v_on_failed);
+  perform queue_pg.check_callback('on_all', v_on_all);
+  insert into queue_pg.batches (id, org, name, on_complete, on_failed, on_all, metadata)
+  values (v_id, coalesce(create_batch.org, 'default'), create_batch.name, v_on_complete, v_on_failed, v_on_all,
+    coalesce(nullif(create_batch.metadata, 'null'), '{}'));
+  return v_id;
+end
+$$;
+
+comment on function queue_pg.create_batch is
+  'Makes an open batch and returns its id: select queue_pg.create_batch(''import'', on_all => ''{"kind": "report"}'').';
+
+-- Says that no more jobs will be added, so that the batch can end. Waits for transactions that are adding some.
+-- Returns the batch; one that is closed already is returned as it is. Raises QP001.
+create or replace function queue_pg.close_batch(id uuid) returns setof queue_pg.batch_progress
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_state text;
+begin
+  perform pg_advisory_xact_lock(queue_pg.batch_key(close_batch.id));
+  select b.state into v_state from queue_pg.batches b where b.id = close_batch.id for update;
+  if not found then
+    perform queue_pg.raise_batch_not_found(close_batch.id);
+  end if;
+  if v_state = 'open' then
+    -- Finishing moves jobs from one part of the sum to the other, in one transaction, and only who holds the lock of
+    -- the row folds: one statement counts each job once.
+    update queue_pg.batches b
+    set state = 'closed', closed_at = queue_pg.now(),
+      total = (select p.total from queue_pg.batch_progress p where p.id = close_batch.id)
+    where b.id = close_batch.id;
+    -- Has maintenance look at it.
+    insert into queue_pg.batch_counters (batch_id) values (close_batch.id);
+    perform queue_pg.wake_due(queue_pg.now());
+    perform set_config('queue_pg.joined', '', true);
+  end if;
+  return query select p.* from queue_pg.batch_progress p where p.id = close_batch.id;
+end
+$$;
+
+comment on function queue_pg.close_batch is 'Says that no more jobs will be added to a batch, so that it can end.';
+
+-- Closes a batch and ends up to `max_jobs` of its unfinished jobs as cancelled, running ones too, in the order of their
+-- ids. Call it again with `after` => last_id until last_id is null; starting anew skips none. Raises QP001, and
+-- QP002 when the batch has ended otherwise.
+create or replace function queue_pg.cancel_batch(
+  id uuid, reason text default null, max_jobs integer default 1000, after uuid default null)
+returns table (cancelled integer, last_id uuid)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_batch queue_pg.batches;
+  v_error jsonb := jsonb_build_object(
+    'code', 'cancelled', 'message', coalesce(cancel_batch.reason, 'the batch was cancelled'));
+  v_after uuid := coalesce(cancel_batch.after, '00000000-0000-0000-0000-000000000000');
+  v_max_jobs integer := least(greatest(coalesce(cancel_batch.max_jobs, 1000), 1), 10000);
+  v_ids uuid[];
+  v_workers text[];
+begin
+  perform from queue_pg.close_batch(cancel_batch.id);
+  select b.* into v_batch from queue_pg.batches b where b.id = cancel_batch.id;
+  if v_batch.state in ('completed', 'failed') then
+    perform queue_pg.raise_wrong_batch_state(cancel_batch.id, 'cancel', v_batch.state);
+  end if;
+  if v_batch.cancelled_at is null then
+    update queue_pg.batches b set cancelled_at = queue_pg.now() where b.id = cancel_batch.id;
+  end if;
+  select array_agg(p.id order by p.id), array_agg(distinct p.worker_id) filter (where p.state = 'running')
+  into v_ids, v_workers
+  from (
+    select j.id, j.state, j.worker_id from queue_pg.jobs j
+    where j.batch_id = cancel_batch.id and j.id > v_after
+    order by j.id limit v_max_jobs for update) p;
+  cancelled := coalesce(cardinality(v_ids), 0);
+  if cancelled > 0 then
+    perform queue_pg.record_events(
+      v_ids, array_fill('cancelled'::text, array[cancelled]),
+      array_fill(jsonb_build_object('error', v_error), array[cancelled]));
+    perform queue_pg.retire(
+      v_ids, array_fill('cancelled'::queue_pg.job_state, array[cancelled]), array_fill(null::jsonb, array[cancelled]),
+      array_fill(v_error, array[cancelled]));
+    perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
+  end if;
+  last_id := case when cancelled = v_max_jobs then v_ids[cancelled] end;
+  return next;
+end
+$$;
+
+comment on function queue_pg.cancel_batch is
+  'Closes a batch and cancels some of its unfinished jobs; call it again with after => last_id until that is null.';
+
+-- Puts up to `max_jobs` failed jobs of a batch back into their queues, with `and_cancelled` also cancelled ones, in the
+-- order of their ids; a finished batch is closed again until they have ended. Call it again with `after` => last_id until
+-- last_id is null. Raises QP001.
+create or replace function queue_pg.retry_failed(
+  id uuid, max_attempts integer default null, and_cancelled boolean default false, max_jobs integer default 1000,
+  after uuid default null)
+returns table (retried integer, last_id uuid)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+  v_after uuid := coalesce(retry_failed.after, '00000000-0000-0000-0000-000000000000');
+  v_max_jobs integer := least(greatest(coalesce(retry_failed.max_jobs, 1000), 1), 10000);
+  v_ids uuid[];
+  v_id uuid;
+begin
+  if not exists (select from queue_pg.batches b where b.id = retry_failed.id) then
+    perform queue_pg.raise_batch_not_found(retry_failed.id);
+  end if;
+  -- All rows before the batch's: retry() of a single job takes them in this order too. Who holds one is retrying it.
+  select array_agg(p.id order by p.id) into v_ids
+  from (
+    select f.id from queue_pg.finished_jobs f
+    where f.batch_id = retry_failed.id and f.id > v_after and f.state in ('failed', 'cancelled')
+      and (f.state = 'failed' or retry_failed.and_cancelled) and f.retain_until > v_now
+    order by f.id limit v_max_jobs for update skip locked) p;
+  foreach v_id in array coalesce(v_ids, '{}') loop
+    perform from queue_pg.retry(v_id, retry_failed.max_attempts);
+  end loop;
+  retried := coalesce(cardinality(v_ids), 0);
+  last_id := case when retried = v_max_jobs then v_ids[retried] end;
+  return next;
+end
+$$;
+
+comment on function queue_pg.retry_failed is
+  'Puts some failed jobs of a batch back into their queues; call it again with after => last_id until that is null.';

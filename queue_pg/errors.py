@@ -192,7 +192,7 @@ class ScheduleNotFound(QueuePgError):
     exit_code = 4
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"No schedule {name!r}.", hint="See the names: select name from queue_pg.schedules")
+        super().__init__(f"No schedule {name!r}.", hint="See the names with: queue-pg schedules")
         self.name = name
 
 

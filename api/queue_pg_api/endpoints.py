@@ -111,6 +111,12 @@ class Endpoints(list[Endpoint]):
     def post(self, path: str, **declared: Any) -> Callable[[H], H]:
         return self._declare("POST", path, **declared)
 
+    def put(self, path: str, **declared: Any) -> Callable[[H], H]:
+        return self._declare("PUT", path, **declared)
+
+    def delete(self, path: str, **declared: Any) -> Callable[[H], H]:
+        return self._declare("DELETE", path, **declared)
+
     def _declare(
         self,
         method: str,

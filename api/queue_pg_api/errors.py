@@ -22,6 +22,8 @@ from queue_pg.errors import (
     JobNotFound,
     LeaseLost,
     QueuePgError,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaError,
     SubmitError,
     UniqueKeyConflict,
@@ -36,6 +38,8 @@ RETRY_AFTER_SECONDS = 2
 # The most special class wins; `QueuePgError` itself is the fallback.
 STATUS_BY_ERROR: dict[type[QueuePgError], int] = {
     JobNotFound: 404,
+    ScheduleNotFound: 404,
+    ScheduleExists: 409,
     InvalidTransition: 409,
     LeaseLost: 409,
     SubmitError: 422,
@@ -131,6 +135,8 @@ def _about(error: QueuePgError) -> dict[str, Any]:
             return {"field": error.field, "suggestions": error.suggestions}
         case UniqueKeyConflict():
             return {"field": error.field, "job_id": str(error.job_id) if error.job_id else None}
+        case ScheduleExists():
+            return {"field": "name"}
         case InvalidTransition():
             return {"state": error.state}
         case LeaseLost():

@@ -19,16 +19,16 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 
 REFUSALS = {
     403: "A write sent by a browser for a page of another origin",
-    404: "No such job or queue",
+    404: "No such job, queue or schedule",
     408: "The body stopped arriving",
-    409: "The job's state or lease does not allow it",
+    409: "The job's state or lease does not allow it, or the name is taken",
     413: "The body is too large",
     415: "The body is compressed",
     422: "Bad input; `field` names it",
     500: "A fault of the server",
     503: "The database is away; try again after `Retry-After`",
 }
-SUCCESSES = {200: "OK", 201: "Created", 204: "Nothing to do", 307: "Moved"}
+SUCCESSES = {200: "OK", 201: "Created", 204: "Nothing to do, or done", 307: "Moved"}
 
 
 def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:

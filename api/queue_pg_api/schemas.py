@@ -109,6 +109,7 @@ class SubmitBody(Body):
     queue: Name = "default"
     priority: Priority = 0
     run_at: Timestamp | None = Field(None, description="Not before this time.")
+    scheduled_for: Timestamp | None = Field(None, description="Another name of `run_at`.")
     delay_seconds: Seconds | None = Field(None, description="Not before this long from now. Excludes `run_at`.")
     max_attempts: Attempts | None = Field(None, description="Default: the kind's.")
     timeout_seconds: TimeoutSeconds | None = Field(None, description="Of one attempt. Default: the kind's.")
@@ -127,7 +128,7 @@ class SubmitBody(Body):
             payload=self.payload,
             queue=self.queue,
             priority=self.priority,
-            run_at=self.run_at,
+            run_at=self.run_at or self.scheduled_for,
             delay=None if self.delay_seconds is None else timedelta(seconds=self.delay_seconds),
             max_attempts=self.max_attempts,
             timeout=None if self.timeout_seconds is None else timedelta(seconds=self.timeout_seconds),

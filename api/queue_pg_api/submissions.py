@@ -38,8 +38,10 @@ def traceparent(request: Request) -> str | None:
 
 def to_new_job(body: SubmitBody, key: str | None, trace: str | None) -> NewJob:
     """Build the job to submit; a key in header and body must be the same one. `trace` is the request's traceparent."""
-    if body.run_at is not None and body.delay_seconds is not None:
-        raise invalid("delay_seconds", "excludes run_at; give one of them")
+    if body.run_at is not None and body.scheduled_for is not None:
+        raise invalid("scheduled_for", "is another name of run_at; give one of them")
+    if (body.run_at or body.scheduled_for) is not None and body.delay_seconds is not None:
+        raise invalid("delay_seconds", f"excludes {'run_at' if body.run_at else 'scheduled_for'}; give one of them")
     if key is not None and body.unique_key is not None and key != body.unique_key:
         raise invalid("unique_key", f"differs from the {KEY_HEADER} header; give one of them")
     return body.to_new_job(unique_key=key, traceparent=trace)

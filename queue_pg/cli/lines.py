@@ -41,6 +41,7 @@ class JobLine(BaseModel):
     queue: str | None = None
     priority: int | None = None
     run_at: AwareDatetime | None = None
+    scheduled_for: AwareDatetime | None = None
     delay_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_attempts: int | None = None
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -64,9 +65,13 @@ class JobLine(BaseModel):
         """Return the job; what the command line gave holds where the line says nothing."""
         own: dict[str, Any] = {
             name: value
-            for name, value in self.model_dump(exclude={"delay_seconds", "timeout_seconds"}).items()
+            for name, value in self.model_dump(exclude={"delay_seconds", "timeout_seconds", "scheduled_for"}).items()
             if value is not None or name == "payload"
         }
+        if self.scheduled_for is not None:
+            if self.run_at is not None:
+                raise InvalidJob("scheduled_for", "is another name of run_at; give one of them.")
+            own["run_at"] = self.scheduled_for
         if self.delay_seconds is not None:
             own["delay"] = timedelta(seconds=self.delay_seconds)
         if self.timeout_seconds is not None:

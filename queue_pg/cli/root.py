@@ -30,6 +30,7 @@ BUILT_IN = {
     "retry": "jobs",
     "why": "jobs",
     "queues": "queues",
+    "schedules": "schedules",
     "workers": "queues",
     "stats": "queues",
     "migrate": "migrate",

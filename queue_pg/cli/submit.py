@@ -63,7 +63,7 @@ def submit(
         "expires_at": optional_time(expires_at, field="expires_at"),
         "unique_key": unique_key,
         "tags": tag or None,
-        "metadata": _metadata(metadata),
+        "metadata": parse_metadata(metadata),
     }
     given = {name: value for name, value in options.items() if value is not None}
     if "delay" in given and "run_at" in given:
@@ -115,7 +115,8 @@ def check_kind(client: SyncQueue, kind: str, queue: str, *, policy: str) -> None
         raise error
 
 
-def _metadata(text: str | None) -> dict[str, Any] | None:
+def parse_metadata(text: str | None) -> dict[str, Any] | None:
+    """Return the JSON object in `text`, as `parse_payload` reads it; None stays None."""
     if text is None:
         return None
     value = parse_payload(text, field="metadata")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +19,18 @@ from queue_pg.batching import AsyncBatching
 from queue_pg.bulk import AsyncBulk
 from queue_pg.chunks import chunks_async, name_position
 from queue_pg.connections import connect_async
-from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
 from queue_pg.models import (
+    Dependencies,
     Job,
     JobState,
     KindInfo,
     NewJob,
+    OnUnsuccessful,
     Page,
+    Parent,
+    Parents,
     QueueStats,
     Submitted,
     WhyWaiting,
@@ -142,11 +148,13 @@ class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
         batch_id: UUID | str | None = None,
+        depends_on: Parents = (),
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
 
-        `payload` is any JSON value, None meaning {}. `delay` and `timeout` are timedeltas or seconds. `connection` is
+        `payload` is any JSON value, None meaning {}. `delay` and `timeout` are timedeltas or seconds. The job waits for
+        those of `depends_on`, and its payload may take what they have made (docs/dependencies.md). `connection` is
         yours, psycopg's or SQLAlchemy's: the job then exists if and only if your transaction commits. Raises
         InvalidJob, PayloadTooLarge and UniqueKeyConflict; nothing is stored then.
         """
@@ -165,13 +173,14 @@ class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
             metadata={} if metadata is None else metadata,
             traceparent=traceparent,
             batch_id=batch_id,
+            depends_on=depends_on,
         )
         stored, _ = await self.submit_new(job, connection=connection)
         return stored
 
     async def submit_new(self, job: NewJob, *, connection: Any = None) -> tuple[Job, bool]:
         """Store one job as `submit` does; return it and whether it is new (false: its unique key was known)."""
-        jobs = encode_array([self._check(job)])
+        jobs = encode_one(job, self._check) if is_part(job) else encode_array([self._check(job)])
         if connection is not None:
             with translated():
                 return await store.submit(connection, jobs, own_transaction=False)
@@ -186,6 +195,38 @@ class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
             return await self._store(bulk, jobs)
         async with self.connection(unsafe_to_repeat=True) as conn:
             return await self._store(AsyncBulk(conn, own_transaction=True, streams=True), jobs)
+
+    async def submit_graph(self, jobs: Iterable[NewJob], *, connection: Any = None) -> builtins.list[Submitted]:
+        """Store jobs that wait for each other, all or none, and return their ids in order.
+
+        They name each other by `key` in `depends_on`, in any order. Raises InvalidJob, which names a circle.
+        """
+        graph = encode_graph(jobs, self._check)
+        if connection is not None:
+            with translated():
+                return await store.submit_many(connection, graph, own_transaction=False)
+        async with self.connection(unsafe_to_repeat=True) as conn:
+            return await store.submit_many(conn, graph, own_transaction=True)
+
+    async def chain(
+        self,
+        job_id: UUID | str,
+        job: NewJob,
+        *,
+        name: str = "parent",
+        on_unsuccessful: OnUnsuccessful = "cancel",
+        completed_only: bool = False,
+    ) -> Job:
+        """Store a job that follows another one, which its templates call `name`, and return it.
+
+        It waits for a parent that lives, unless `completed_only` forbids that. Raises JobNotFound, InvalidTransition.
+        """
+        parent = await self.get(job_id)
+        if completed_only and parent.state is not JobState.COMPLETED:
+            raise InvalidTransition(parent.id, "chain to", parent.state)
+        follows = Parent(parent, name, on_unsuccessful)
+        stored, _ = await self.submit_new(replace(job, depends_on=[follows, *parents_of(job.depends_on)]))
+        return stored
 
     async def _store(self, bulk: AsyncBulk, jobs: NewJobs) -> builtins.list[Submitted]:
         submitted: builtins.list[Submitted] = []
@@ -285,6 +326,16 @@ class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
         """Return the kinds that workers have registered."""
         async with self.connection() as conn:
             return await store.kinds(conn)
+
+    async def dependencies(self, job_id: UUID | str, *, limit: int = 100) -> Dependencies:
+        """Return up to `limit` parents and children of a job, and how many there are. Raises JobNotFound."""
+        known = arguments.job_id(job_id)
+        limit = arguments.page_size(limit)
+        async with self.connection() as conn:
+            found = await store.dependencies(conn, known, limit=limit, org=self.org)
+        if found is None:
+            raise JobNotFound(known)
+        return found
 
     async def why_waiting(self, job_id: UUID | str) -> builtins.list[WhyWaiting]:
         """Return why a job does not run. Raises JobNotFound."""

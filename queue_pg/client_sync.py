@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -21,13 +22,18 @@ from queue_pg.batching_sync import SyncBatching
 from queue_pg.bulk_sync import SyncBulk
 from queue_pg.chunks import chunks_sync, name_position
 from queue_pg.connections import connect
-from queue_pg.errors import InvalidJob, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
 from queue_pg.models import (
+    Dependencies,
     Job,
     JobState,
     KindInfo,
     NewJob,
+    OnUnsuccessful,
     Page,
+    Parent,
+    Parents,
     QueueStats,
     Submitted,
     WhyWaiting,
@@ -145,11 +151,13 @@ class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
         batch_id: UUID | str | None = None,
+        depends_on: Parents = (),
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
 
-        `payload` is any JSON value, None meaning {}. `delay` and `timeout` are timedeltas or seconds. `connection` is
+        `payload` is any JSON value, None meaning {}. `delay` and `timeout` are timedeltas or seconds. The job waits for
+        those of `depends_on`, and its payload may take what they have made (docs/dependencies.md). `connection` is
         yours, psycopg's, SQLAlchemy's or Django's: the job then exists if and only if your transaction commits. Raises
         InvalidJob, PayloadTooLarge and UniqueKeyConflict; nothing is stored then.
         """
@@ -168,13 +176,14 @@ class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
             metadata={} if metadata is None else metadata,
             traceparent=traceparent,
             batch_id=batch_id,
+            depends_on=depends_on,
         )
         stored, _ = self.submit_new(job, connection=connection)
         return stored
 
     def submit_new(self, job: NewJob, *, connection: Any = None) -> tuple[Job, bool]:
         """Store one job as `submit` does; return it and whether it is new (false: its unique key was known)."""
-        jobs = encode_array([self._check(job)])
+        jobs = encode_one(job, self._check) if is_part(job) else encode_array([self._check(job)])
         if connection is not None:
             with translated():
                 return store.submit(connection, jobs, own_transaction=False)
@@ -189,6 +198,38 @@ class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
             return self._store(bulk, jobs)
         with self.connection(unsafe_to_repeat=True) as conn:
             return self._store(SyncBulk(conn, own_transaction=True, streams=True), jobs)
+
+    def submit_graph(self, jobs: Iterable[NewJob], *, connection: Any = None) -> builtins.list[Submitted]:
+        """Store jobs that wait for each other, all or none, and return their ids in order.
+
+        They name each other by `key` in `depends_on`, in any order. Raises InvalidJob, which names a circle.
+        """
+        graph = encode_graph(jobs, self._check)
+        if connection is not None:
+            with translated():
+                return store.submit_many(connection, graph, own_transaction=False)
+        with self.connection(unsafe_to_repeat=True) as conn:
+            return store.submit_many(conn, graph, own_transaction=True)
+
+    def chain(
+        self,
+        job_id: UUID | str,
+        job: NewJob,
+        *,
+        name: str = "parent",
+        on_unsuccessful: OnUnsuccessful = "cancel",
+        completed_only: bool = False,
+    ) -> Job:
+        """Store a job that follows another one, which its templates call `name`, and return it.
+
+        It waits for a parent that lives, unless `completed_only` forbids that. Raises JobNotFound, InvalidTransition.
+        """
+        parent = self.get(job_id)
+        if completed_only and parent.state is not JobState.COMPLETED:
+            raise InvalidTransition(parent.id, "chain to", parent.state)
+        follows = Parent(parent, name, on_unsuccessful)
+        stored, _ = self.submit_new(replace(job, depends_on=[follows, *parents_of(job.depends_on)]))
+        return stored
 
     def _store(self, bulk: SyncBulk, jobs: NewJobs) -> builtins.list[Submitted]:
         submitted: builtins.list[Submitted] = []
@@ -288,6 +329,16 @@ class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
         """Return the kinds that workers have registered."""
         with self.connection() as conn:
             return store.kinds(conn)
+
+    def dependencies(self, job_id: UUID | str, *, limit: int = 100) -> Dependencies:
+        """Return up to `limit` parents and children of a job, and how many there are. Raises JobNotFound."""
+        known = arguments.job_id(job_id)
+        limit = arguments.page_size(limit)
+        with self.connection() as conn:
+            found = store.dependencies(conn, known, limit=limit, org=self.org)
+        if found is None:
+            raise JobNotFound(known)
+        return found
 
     def why_waiting(self, job_id: UUID | str) -> builtins.list[WhyWaiting]:
         """Return why a job does not run. Raises JobNotFound."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 
@@ -32,7 +32,10 @@ FINISHED_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCE
 # Not frozen: that would double the cost of making one, and submit_many() takes hundreds of thousands.
 @dataclass(slots=True, kw_only=True)
 class NewJob:
-    """A job to submit. Only `kind` is needed; times are absolute, `delay` and `timeout` are durations."""
+    """A job to submit. Only `kind` is needed; times are absolute, `delay` and `timeout` are durations.
+
+    It waits for the jobs of `depends_on`; `key` is what other jobs of one `submit_graph` call it there.
+    """
 
     kind: str
     payload: Any = field(default_factory=dict[str, Any])
@@ -48,6 +51,8 @@ class NewJob:
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     traceparent: str | None = None
     batch_id: UUID | str | None = None
+    key: str | None = None
+    depends_on: Parents = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +169,49 @@ class Submitted:
 
     id: UUID
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A job that another one waits for: a job, its id, or its key in the same `submit_graph`.
+
+    Templates of the child call it `name`; unless given that is its key, else its place in `depends_on`, from 0.
+    `on_unsuccessful` says what its failure or cancellation means: cancel the child, run it all the same, or fail it.
+    """
+
+    job: UUID | str | Job | Submitted
+    name: str | None = None
+    on_unsuccessful: OnUnsuccessful = "cancel"
+
+
+OnUnsuccessful = Literal["cancel", "run", "fail"]
+ParentRef = Parent | Job | Submitted | UUID | str
+Parents = Sequence[ParentRef] | Mapping[str, ParentRef]
+"""The jobs to wait for, in order or by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency:
+    """A parent or a child of a job. `state` is what it is now, None when it is forgotten.
+
+    `outcome` is how the parent ended, as the child was told; None: the child still waits for it.
+    """
+
+    id: UUID
+    name: str
+    on_unsuccessful: str
+    outcome: JobState | None
+    state: JobState | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies:
+    """The parents and children of a job, as many as were asked for, and how many there are."""
+
+    parents: list[Dependency]
+    children: list[Dependency]
+    parents_count: int
+    children_count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from queue_pg.models import Job, JobState, KindInfo
+from queue_pg.models import Dependencies, Dependency, Job, JobState, KindInfo
 from queue_pg.payloads import decode_or_mark
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
@@ -37,6 +37,26 @@ def job(row: Mapping[str, Any]) -> Job:
 def kind(row: Mapping[str, Any]) -> KindInfo:
     """Return a kind of a row of sql/kinds.sql."""
     return KindInfo(**{**row, "schema": decode_or_mark(row["schema"])})
+
+
+def dependencies(row: Mapping[str, Any]) -> Dependencies:
+    """Return the parents and children of a row of sql/dependencies.sql."""
+    return Dependencies(
+        parents=[_dependency(each) for each in json.loads(row["parents"])],
+        children=[_dependency(each) for each in json.loads(row["children"])],
+        parents_count=row["parents_count"],
+        children_count=row["children_count"],
+    )
+
+
+def _dependency(found: Mapping[str, Any]) -> Dependency:
+    return Dependency(
+        id=UUID(found["id"]),
+        name=found["name"],
+        on_unsuccessful=found["on_unsuccessful"],
+        outcome=None if found["outcome"] is None else JobState(found["outcome"]),
+        state=None if found["state"] is None else JobState(found["state"]),
+    )
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -20,6 +20,7 @@ from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_arra
 from queue_pg.models import (
     ClaimedJob,
     DeadRows,
+    Dependencies,
     Finished,
     HistoryRound,
     Horizon,
@@ -139,6 +140,14 @@ async def kinds(conn: AsyncConnection[Any]) -> list[KindInfo]:
 
 async def why_waiting(conn: AsyncConnection[Any], job_id: UUID, *, org: str | None = None) -> list[WhyWaiting]:
     return [WhyWaiting(**row) for row in await _all(conn, "why_waiting", {"id": job_id, "org": org})]
+
+
+async def dependencies(
+    conn: AsyncConnection[Any], job_id: UUID, *, limit: int, org: str | None = None
+) -> Dependencies | None:
+    """Return up to `limit` parents and children of a job; None: no such job in this org."""
+    found = await _all(conn, "dependencies", {"id": job_id, "limit": limit, "org": org})
+    return rows.dependencies(found[0]) if found else None
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_arra
 from queue_pg.models import (
     ClaimedJob,
     DeadRows,
+    Dependencies,
     Finished,
     HistoryRound,
     Horizon,
@@ -142,6 +143,14 @@ def kinds(conn: Connection[Any]) -> list[KindInfo]:
 
 def why_waiting(conn: Connection[Any], job_id: UUID, *, org: str | None = None) -> list[WhyWaiting]:
     return [WhyWaiting(**row) for row in _all(conn, "why_waiting", {"id": job_id, "org": org})]
+
+
+def dependencies(
+    conn: Connection[Any], job_id: UUID, *, limit: int, org: str | None = None
+) -> Dependencies | None:
+    """Return up to `limit` parents and children of a job; None: no such job in this org."""
+    found = _all(conn, "dependencies", {"id": job_id, "limit": limit, "org": org})
+    return rows.dependencies(found[0]) if found else None
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------

@@ -128,10 +128,15 @@ def _is_plain(job: NewJob) -> bool:
         and not job.tags
         and type(metadata) is dict
         and not metadata
+        and job.key is None
+        and not job.depends_on
     )
 
 
 def _checked_terms(job: NewJob, org: str) -> Terms:
+    if job.key is not None or job.depends_on:
+        # Many jobs are stored in pieces, and what refers to each other has to be stored at once: see graph.py.
+        raise InvalidJob("depends_on" if job.depends_on else "key", "is for one job or for a graph of jobs")
     terms = Terms(
         org=_text("org", org, MAX_NAME_CHARS),
         kind=_text("kind", job.kind, MAX_NAME_CHARS),

@@ -29,7 +29,7 @@ from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
 from queue_pg.default_queue import use_queue
 from queue_pg.errors import InvalidJob
-from queue_pg.models import Job
+from queue_pg.models import Job, Parents
 from queue_pg.schedules import Missed, TaskSchedule, Timing
 from queue_pg.submission import encode_kinds
 
@@ -66,6 +66,7 @@ class SubmitOptions(TypedDict, total=False):
     metadata: Mapping[str, Any] | None
     traceparent: str | None
     batch_id: UUID | str | None
+    depends_on: Parents
     connection: Any
 
 

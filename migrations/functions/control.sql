@@ -41,6 +41,7 @@ comment on function queue_pg.cancel is 'Ends an unfinished job as cancelled, a r
 
 -- Puts a failed or cancelled job back into its queue with its attempts counted anew; the fence goes on from where it
 -- was. Any other state raises QP002. A deadline that has passed is dropped: whoever retries wants it run.
+-- One that ended while it waited for parents waits for those that live again, and takes the others as they are.
 create or replace function queue_pg.retry(id uuid, max_attempts integer default null) returns setof queue_pg.all_jobs
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -50,6 +51,7 @@ declare
   v_now timestamptz := queue_pg.now();
   v_job queue_pg.finished_jobs;
   v_state text;
+  v_parents_left integer;
 begin
   if retry.max_attempts is not null and retry.max_attempts not between 1 and 1000 then
     perform queue_pg.raise_invalid('max_attempts', 'must be from 1 to 1000');
@@ -73,9 +75,11 @@ begin
   update queue_pg.unique_keys u set expires_at = null
   where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
 
+  v_parents_left := case when v_job.parents_left > 0 then queue_pg.rejoin_parents(v_job.id) end;
+
   insert into queue_pg.jobs (
     id, run_at, created_at, lease_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload, error,
-    timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent)
+    timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, parents_left, state)
   values (
     v_job.id, v_now, v_job.created_at, v_job.lease_token, coalesce(retry.max_attempts, v_job.max_attempts),
     v_job.last_event_seq, v_job.cost, v_job.priority, v_job.org, v_job.queue, v_job.kind, v_job.payload, v_job.error,
@@ -83,9 +87,15 @@ begin
     -- A key that meanwhile names another job stays with that one.
     (select u.unique_key from queue_pg.unique_keys u
       where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id),
-    v_job.limit_key, v_job.parent_id, v_job.batch_id, v_job.tags, v_job.metadata, v_job.traceparent);
+    v_job.limit_key, v_job.parent_id, v_job.batch_id, v_job.tags, v_job.metadata, v_job.traceparent,
+    -- None lives: looked at at once, below.
+    coalesce(greatest(v_parents_left, 1), v_job.parents_left),
+    case when v_parents_left is null then 'queued' else 'waiting' end::queue_pg.job_state);
   perform queue_pg.record_events(
     array[v_job.id], array['retried'], array[jsonb_build_object('was', v_job.state, 'error', v_job.error)]);
+  if v_parents_left = 0 then
+    perform queue_pg.recheck_children(array[v_job.id]);
+  end if;
   return query select a.* from queue_pg.job(retry.id) a;
 end
 $$;

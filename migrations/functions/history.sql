@@ -119,6 +119,7 @@ begin
   get diagnostics v_swept = row_count;
   v_more := v_more or v_swept = v_bite;
   perform queue_pg.mend_batches();
+  v_more := queue_pg.sweep_dependencies(v_bite) or v_more;
   delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
   -- Those that have vanished since a round or two ago.
   perform queue_pg.disarm_unserved(w.queues) from queue_pg.workers w

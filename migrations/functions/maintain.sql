@@ -212,6 +212,11 @@ begin
       raise warning 'queue_pg.fire_schedules: %', sqlerrm;
     end;
     begin
+      perform queue_pg.settle(max_jobs);
+    exception when others then
+      raise warning 'queue_pg.settle: %', sqlerrm;
+    end;
+    begin
       expired := queue_pg.expire(max_jobs, since);
     exception when others then
       raise warning 'queue_pg.expire: %', sqlerrm;
@@ -265,7 +270,9 @@ begin
           where j.state = 'running' and j.lease_expires_at <= v_limit order by j.lease_expires_at limit 1) end,
         (select j.expires_at from queue_pg.jobs j
           where j.expires_at > v_floor and j.expires_at <= v_limit and j.state in ('scheduled', 'waiting', 'queued')
-          order by j.expires_at limit 1)) as at
+          order by j.expires_at limit 1),
+        -- Somebody keeps them locked: not at once again.
+        case when exists (select from queue_pg.unsettled) then v_now + interval '100 milliseconds' end) as at
     ) due
     where due.at is not null);
 end

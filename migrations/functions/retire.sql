@@ -1,12 +1,14 @@
 -- The only way out of `jobs`.
 
 -- Moves jobs to finished_jobs with their end state (null: completed), result and error; counts them, dates their unique
--- keys and notifies those who watch. Returns the ids of those it moved. Internal: callers decide, this moves.
+-- keys, notifies those who watch and tells the children of those that are awaited, unless `tells` is false. Returns the
+-- ids of those it moved. Internal: callers decide, this moves.
 -- Either the caller has locked the rows, or it gives the lease tokens that must still stand. Rows are locked in the
 -- order of their ids, so that overlapping batches cannot deadlock. "Running" is tested as lease_expires_at is not null:
 -- with state = 'running' a planner without statistics reads all running jobs through jobs_lease instead of these by id.
 create or replace function queue_pg.retire(
-  ids uuid[], states queue_pg.job_state[], results jsonb[], errors jsonb[], lease_tokens bigint[] default null)
+  ids uuid[], states queue_pg.job_state[], results jsonb[], errors jsonb[], lease_tokens bigint[] default null,
+  tells boolean default true)
 returns uuid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -22,6 +24,9 @@ declare
   v_watched uuid[];
   v_batches uuid[];
   v_batch_states queue_pg.job_state[];
+  v_awaited uuid[];
+  v_ends queue_pg.job_state[];
+  v_children uuid[];
   v_settings queue_pg.settings;
   -- Mostly none has: a look-up for each job saved.
   v_own_retention boolean;
@@ -47,7 +52,7 @@ begin
     insert into queue_pg.finished_jobs (
       id, run_at, created_at, started_at, finished_at, retain_until, lease_token, attempt, max_attempts,
       lease_losses, last_event_seq, cost, state, priority, org, queue, kind, worker_id, payload, result, error,
-      timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent)
+      timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, parents_left)
     select
       r.id, r.run_at, r.created_at, r.claimed_at, v_now,
       v_now + case when v_own_retention then coalesce(
@@ -60,7 +65,8 @@ begin
       r.lease_losses, r.last_event_seq, r.cost, r.end_state, r.priority, r.org, r.queue, r.kind, r.worker_id,
       r.payload, r.end_result, r.end_error,
       coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), v_settings.timeout),
-      r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent
+      r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent,
+      r.parents_left
     from removed r
     returning id, org, queue, state, unique_key, retain_until
   ),
@@ -77,8 +83,9 @@ begin
   )
   select array_agg(r.id), array_agg(r.id) filter (where r.watched),
     array_agg(r.batch_id) filter (where r.batch_id is not null),
-    array_agg(r.end_state) filter (where r.batch_id is not null)
-  into v_retired, v_watched, v_batches, v_batch_states from removed r;
+    array_agg(r.end_state) filter (where r.batch_id is not null), array_agg(r.id) filter (where r.awaited),
+    array_agg(r.end_state) filter (where r.awaited), array_agg(r.id) filter (where r.parents_left is not null)
+  into v_retired, v_watched, v_batches, v_batch_states, v_awaited, v_ends, v_children from removed r;
   if v_batches is not null then
     perform queue_pg.count_batches(v_batches, v_batch_states);
   end if;
@@ -86,6 +93,15 @@ begin
     foreach v_id in array v_watched loop
       perform pg_notify('queue_pg_result', v_id::text);
     end loop;
+  end if;
+  if v_children is not null then
+    -- Perhaps later than the last of them is forgotten, never sooner.
+    insert into queue_pg.ended_children (child_id, expires_at)
+    select c, v_now + greatest(v_settings.retention, (select max(q.retention) from queue_pg.queues q))
+    from unnest(v_children) c;
+  end if;
+  if v_awaited is not null and tells then
+    perform queue_pg.release_children(v_awaited, v_ends);
   end if;
   return coalesce(v_retired, '{}');
 end

@@ -54,6 +54,7 @@ declare
   v_workers text[];
   v_free integer;
   v_ahead integer;
+  v_parents integer;
 begin
   select j.* into v_job from queue_pg.job(why_waiting.id) j;
   if v_job.id is null then
@@ -72,7 +73,13 @@ begin
       v_job.lease_expires_at, v_job.worker_id;
     return;
   elsif v_job.state = 'waiting' then
-    return query select 'parents', 'The job waits for its parents to finish.', null::timestamptz, v_job.parent_id::text;
+    select count(*), count(*) filter (where d.outcome is null) into v_parents, v_ahead
+    from queue_pg.dependencies d where d.child_id = v_job.id;
+    return query select 'parents', format('The job waits for %s of its %s parent(s) to end.', v_ahead, v_parents),
+      null::timestamptz,
+      (select string_agg(p.parent_id::text, ', ') from (
+        select d.parent_id from queue_pg.dependencies d where d.child_id = v_job.id and d.outcome is null
+        order by d.name limit 10) p);
     return;
   elsif v_job.state = 'scheduled' then
     if v_job.error is not null and v_job.attempt > 0 then

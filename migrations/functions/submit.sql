@@ -4,6 +4,7 @@
 -- Stores many jobs, all or none, and returns one row for each in the order given (positions start at 1).
 -- `jobs` is an array of objects with the keys kind, payload, queue, priority, run_at, delay_seconds, max_attempts,
 -- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent, batch_id; null or absent means the default.
+-- With `key` and `depends_on` in any of them they are a graph: see graph.sql, which adds parents_left and awaited.
 -- `created` is false where the unique key already names the job. Raises QP004 and QP005.
 create or replace function queue_pg.submit_many(jobs jsonb) returns table ("position" integer, id uuid, created boolean)
 language plpgsql
@@ -21,8 +22,12 @@ begin
     perform queue_pg.raise_invalid('jobs', 'must be a JSON array of objects');
   end if;
   select e.value into v_element from jsonb_array_elements(submit_many.jobs) e
-  where jsonb_typeof(e.value) <> 'object' or nullif(e.value ->> 'kind', '') is null limit 1;
-  if found then
+  where jsonb_typeof(e.value) <> 'object' or nullif(e.value ->> 'kind', '') is null
+    or e.value ? 'depends_on' or e.value ? 'key' limit 1;
+  if found and nullif(v_element ->> 'kind', '') is not null then
+    return query select g.* from queue_pg.submit_graph(submit_many.jobs) g;
+    return;
+  elsif found then
     perform queue_pg.raise_invalid('kind', 'every job needs one');
   end if;
 
@@ -64,12 +69,13 @@ begin
 
   insert into queue_pg.jobs (
     id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
-    tags, metadata, traceparent, batch_id)
+    tags, metadata, traceparent, batch_id, parents_left, awaited)
   select
     v_wanted[n.nr],
     d.run_at,
     v_now,
-    case when d.run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state,
+    case when r.parents_left > 0 then 'waiting' when d.run_at > v_now then 'scheduled' else 'queued' end
+      ::queue_pg.job_state,
     r.max_attempts,
     coalesce(r.priority, 0),
     coalesce(r.org, 'default'),
@@ -82,15 +88,17 @@ begin
     coalesce(r.tags, '{}'),
     coalesce(nullif(r.metadata, 'null'), '{}'),
     r.traceparent,
-    r.batch_id
+    r.batch_id,
+    r.parents_left,
+    coalesce(r.awaited, false)
   from rows from (
     jsonb_to_recordset(submit_many.jobs) as (
       kind text, payload jsonb, queue text, priority smallint, run_at timestamptz, delay_seconds double precision,
       max_attempts integer, timeout_seconds double precision, expires_at timestamptz, unique_key text, tags text[],
-      metadata jsonb, org text, traceparent text, batch_id uuid)
+      metadata jsonb, org text, traceparent text, batch_id uuid, parents_left integer, awaited boolean)
   ) with ordinality as r (
     kind, payload, queue, priority, run_at, delay_seconds, max_attempts, timeout_seconds, expires_at, unique_key, tags,
-    metadata, org, traceparent, batch_id, nr)
+    metadata, org, traceparent, batch_id, parents_left, awaited, nr)
   cross join lateral (select r.nr) n
   cross join lateral (
     select coalesce(r.run_at, v_now + coalesce(r.delay_seconds, 0) * interval '1 second') as run_at) d
@@ -105,6 +113,7 @@ comment on function queue_pg.submit_many(jsonb) is
   'Stores an array of job objects, all or none; returns (position, id, created) for each, in order.';
 
 -- Stores one job and returns its id; with a unique key that already names the same work, the id of that job.
+-- `depends_on` is an array of parents, as in graph.sql: '["<id>", {"job": "<id>", "name": "fetch"}]'.
 create or replace function queue_pg.submit(
   kind text,
   payload jsonb default '{}',
@@ -120,7 +129,8 @@ create or replace function queue_pg.submit(
   metadata jsonb default '{}',
   org text default 'default',
   traceparent text default null,
-  batch_id uuid default null) returns uuid
+  batch_id uuid default null,
+  depends_on jsonb default null) returns uuid
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -131,6 +141,17 @@ declare
   v_run_at timestamptz := coalesce(submit.run_at, v_now + coalesce(submit.delay, '0'));
   v_owner uuid;
 begin
+  if submit.depends_on is not null then
+    return (
+      select s.id
+      from queue_pg.submit_many(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+        'kind', submit.kind, 'queue', submit.queue, 'priority', submit.priority, 'run_at', v_run_at,
+        'max_attempts', submit.max_attempts, 'timeout_seconds', extract(epoch from submit.timeout),
+        'expires_at', submit.expires_at, 'unique_key', submit.unique_key, 'tags', to_jsonb(submit.tags), 'org', submit.org,
+        'traceparent', submit.traceparent, 'batch_id', submit.batch_id))
+        || jsonb_build_object(
+          'payload', submit.payload, 'metadata', submit.metadata, 'depends_on', submit.depends_on))) s);
+  end if;
   if submit.unique_key is not null then
     if length(submit.unique_key) not between 1 and 255 then
       perform queue_pg.raise_invalid('unique_key', 'must have 1 to 255 characters');

@@ -32,7 +32,7 @@ begin
 
     -- Its job is forgotten. Of several who find that, one takes the key over and the others look again; so do we
     -- when the sweep has removed the row meanwhile.
-    update queue_pg.unique_keys u set job_id = take_unique_key.id, expires_at = null
+    update queue_pg.unique_keys u set job_id = take_unique_key.id, expires_at = null, template_md5 = null
     where u.org = take_unique_key.org and u.unique_key = take_unique_key.unique_key and u.job_id = v_key.job_id;
     if found then
       return take_unique_key.id;
@@ -40,7 +40,8 @@ begin
   end loop;
 
   if v_job.kind is distinct from take_unique_key.kind or v_job.queue is distinct from take_unique_key.queue
-    or v_job.payload is distinct from take_unique_key.payload then
+    or (v_job.payload is distinct from take_unique_key.payload
+      and v_key.template_md5 is distinct from md5(take_unique_key.payload::text)) then
     perform queue_pg.raise_key_conflict(take_unique_key.unique_key, v_key.job_id);
   end if;
   return v_key.job_id;

@@ -29,6 +29,14 @@ async def test_the_sql_guide_runs(dsn: str, conn: psycopg.AsyncConnection) -> No
     assert {"completed", "scheduled", "cancelled"} <= set(states)
 
 
+async def test_the_sql_of_dependencies_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
+    [block] = blocks("dependencies.md", "sql")
+    await conn.execute(block)
+    async with Queue(dsn, notify=False) as queue:
+        states = sorted(job.state for job in (await queue.list()).jobs)
+    assert states == ["queued", "queued", "waiting", "waiting", "waiting"]
+
+
 async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnection) -> None:
     for block in blocks("batches.md", "sql"):
         await conn.execute(block)
@@ -36,7 +44,7 @@ async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnectio
     assert found == [("closed", 3, 0)]
 
 
-PYTHON = [*blocks("python.md", "python"), *blocks("batches.md", "python")]
+PYTHON = [*blocks("python.md", "python"), *blocks("batches.md", "python"), *blocks("dependencies.md", "python")]
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[0][:40])

@@ -37,6 +37,7 @@ now: report queued report team@example.org
 paused: True []
 refused: cron: its hour '25' must be of numbers from 0 to 23
 """,
+    "dependencies.py": "the report is waiting\nALL ABOUT EXAMPLE.ORG (3 words)\n",
     "transaction_psycopg.py": "send_receipt for a book: queued\n",
     "transaction_sqlalchemy.py": "send_receipt for order 1: queued\n",
     "transaction_django.py": "rolled back: the payment failed\nsend_receipt for a book: queued\n",

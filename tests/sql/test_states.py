@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from uuid import UUID
@@ -11,7 +12,7 @@ import pytest
 
 from queue_pg.testing import Clock
 
-STATES = ("scheduled", "queued", "running", "completed", "failed", "cancelled")
+STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "states.md"
 EDGE = re.compile(r"^\| (\w+) \| (\w+(?: \([^)]+\))?) \| (\w+) \| (same|\+1|-1|0) \| ", re.MULTILINE)
 EDGES = {(m[1], m[2]): (m[3], m[4]) for m in EDGE.finditer(DOCUMENT.read_text())}
@@ -20,6 +21,11 @@ ACTIONS = sorted({action for _, action in EDGES})
 # What each action is in SQL. `%(token)s` is the token of the last claim, so finishing is tried with the best lease
 # that anybody ever had.
 FINISH = "select state from queue_pg.finish(array[%(id)s::uuid], array[%(token)s::bigint], array[{}])"
+SETTLE = (
+    "select count(*) from queue_pg.finish(array(select id from queue_pg.jobs where queue = 'parents'),"
+    " array(select lease_token from queue_pg.jobs where queue = 'parents'),"
+    " array(select '{}'::text from queue_pg.jobs where queue = 'parents'))"
+)
 SQL = {
     "promote": "select queue_pg.promote()",
     "claim": "select count(*) from queue_pg.claim('prober', '{default}')",
@@ -33,23 +39,34 @@ SQL = {
     "cancel": "select queue_pg.cancel(%(id)s)",
     "expire": "select queue_pg.expire()",
     "retry": "select queue_pg.retry(%(id)s)",
+    "settle": SETTLE.format("complete"),
 }
-VARIANTS = {"fail (last attempt)": "fail", "reap (third loss)": "reap", "reap (past timeout)": "reap"}
+VARIANTS = {
+    "fail (last attempt)": "fail",
+    "reap (third loss)": "reap",
+    "reap (past timeout)": "reap",
+    "settle (run_at to come)": "settle",
+    "settle (cancel)": "settle",
+    "settle (fail)": "settle",
+    "settle (template)": "settle",
+    "retry (parents live)": "retry",
+}
 
 
 async def make(conn: psycopg.AsyncConnection, state: str, *, arrange: str = "") -> UUID:
     """A job in `state`, with all that the functions look at set so that only the state can decide."""
     delay = "1 second" if state == "scheduled" else None
+    parents = await make_parent(conn) if state == "waiting" else None
     row = await (
         await conn.execute(
             "select queue_pg.submit('k', delay => %s::interval, max_attempts => 5,"
-            " expires_at => queue_pg.now() + '1 day')",
-            (delay,),
+            " expires_at => queue_pg.now() + '1 day', depends_on => %s)",
+            (delay, parents),
         )
     ).fetchone()
     assert row is not None
     job_id: UUID = row[0]
-    if state not in ("scheduled", "queued"):
+    if state not in ("scheduled", "waiting", "queued"):
         await conn.execute("select queue_pg.claim('first', '{default}')")
     if state == "completed":
         await conn.execute("select queue_pg.complete(%s, 1)", (job_id,))
@@ -61,6 +78,15 @@ async def make(conn: psycopg.AsyncConnection, state: str, *, arrange: str = "") 
         await conn.execute(arrange, (job_id,))
     assert (await read(conn, job_id))[0] == state
     return job_id
+
+
+async def make_parent(conn: psycopg.AsyncConnection, on_unsuccessful: str = "cancel") -> str:
+    """A running job in a queue of its own, as `depends_on` takes it. Nothing else than `settle` ends it."""
+    await conn.execute("select queue_pg.submit('p', queue => 'parents', timeout => '300 days')")
+    row = await (await conn.execute("select id from queue_pg.claim('p', '{parents}', lease => '1 day')")).fetchone()
+    assert row is not None
+    await conn.execute("update queue_pg.jobs set lease_expires_at = 'infinity' where id = %s", row)
+    return json.dumps([{"job": str(row[0]), "name": "p", "on_unsuccessful": on_unsuccessful}])
 
 
 async def read(conn: psycopg.AsyncConnection, job_id: UUID) -> tuple[str, int, int]:
@@ -94,7 +120,10 @@ async def test_every_action_in_every_state(
     if expected is None:
         assert after == before
         # Maintenance passes by silently; whoever names a job is told. Cancelling twice is no error.
-        silent = action in ("promote", "claim", "reap", "expire") or (state, action) == ("cancelled", "cancel")
+        silent = action in ("promote", "claim", "reap", "expire", "settle") or (state, action) == (
+            "cancelled",
+            "cancel",
+        )
         assert refused is not silent
     else:
         to, change = expected
@@ -120,6 +149,54 @@ async def test_the_variants(conn: psycopg.AsyncConnection, clock: Clock, action:
     assert await read(conn, job_id) == (to, 1 if change == "same" else 0, 1)
     row = await (await conn.execute("select error ->> 'code' from queue_pg.job(%s)", (job_id,))).fetchone()
     assert row == (code,)
+
+
+@pytest.mark.parametrize(
+    ("action", "policy", "outcome", "delay", "payload", "code"),
+    [
+        ("settle (run_at to come)", "cancel", "complete", "1 hour", "{}", None),
+        ("settle (cancel)", "cancel", "discard", None, "{}", "parent_failed"),
+        ("settle (cancel)", "cancel", "cancel", None, "{}", "parent_cancelled"),
+        ("settle (fail)", "fail", "discard", None, "{}", "parent_failed"),
+        ("settle (fail)", "fail", "cancel", None, "{}", "parent_cancelled"),
+        ("settle", "run", "discard", None, "{}", None),
+        ("settle (template)", "cancel", "complete", None, '"{{ parents.p.output.text }}"', "template_error"),
+    ],
+)
+async def test_how_the_end_of_a_parent_settles_its_child(
+    conn: psycopg.AsyncConnection,
+    action: str,
+    policy: str,
+    outcome: str,
+    delay: str | None,
+    payload: str,
+    code: str | None,
+) -> None:
+    submit = "select queue_pg.submit('k', %s::jsonb, delay => %s::interval, depends_on => %s)"
+    row = await (await conn.execute(submit, (payload, delay, await make_parent(conn, policy)))).fetchone()
+    assert row is not None
+    assert (await read(conn, row[0]))[0] == "waiting"
+    await conn.execute(SETTLE.format(outcome))
+    assert await read(conn, row[0]) == (EDGES["waiting", action][0], 0, 0)
+    found = await (await conn.execute("select error ->> 'code' from queue_pg.job(%s)", row)).fetchone()
+    assert found == (code,)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+async def test_retry_of_a_child_whose_parents_live(conn: psycopg.AsyncConnection, clock: Clock, state: str) -> None:
+    submit = "select queue_pg.submit('k', expires_at => queue_pg.now() + '1 minute', depends_on => %s)"
+    row = await (await conn.execute(submit, (await make_parent(conn),))).fetchone()
+    assert row is not None
+    if state == "cancelled":
+        await conn.execute("select queue_pg.cancel(%s)", row)
+    else:
+        clock.advance(61)
+        await conn.execute("select queue_pg.expire()")
+    assert (await read(conn, row[0]))[0] == state
+    await conn.execute("select queue_pg.retry(%s)", row)
+    assert await read(conn, row[0]) == (EDGES[state, "retry (parents live)"][0], 0, 0)
+    await conn.execute(SETTLE.format("complete"))
+    assert (await read(conn, row[0]))[0] == "queued"
 
 
 def test_the_table_is_complete() -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from queue_pg.batch_model import BatchState
 from queue_pg.models import JobState
 
 
@@ -56,6 +57,47 @@ class JobAnswer(JobSummary):
 class JobPage(Answer):
     jobs: list[JobSummary]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null: this is the last.")
+
+
+class BatchAnswer(Answer):
+    """A batch. `scheduled`, `waiting`, `queued` and `running` are null in lists."""
+
+    id: UUID
+    name: str | None
+    org: str
+    state: BatchState
+    run: int = Field(description="Grows when a job of a finished batch is retried.")
+    total: int
+    scheduled: int | None
+    waiting: int | None
+    queued: int | None
+    running: int | None
+    completed: int
+    failed: int
+    cancelled: int
+    unfinished: int
+    percent: float = Field(description="How many of its jobs have ended, whichever way.")
+    on_complete: dict[str, Any] | None
+    on_failed: dict[str, Any] | None
+    on_all: dict[str, Any] | None
+    callback_ids: list[UUID] = Field(description="The jobs that its last end submitted.")
+    callback_error: str | None = Field(description="Why they could not be submitted.")
+    metadata: dict[str, Any]
+    created_at: datetime
+    closed_at: datetime | None
+    cancelled_at: datetime | None
+    finished_at: datetime | None
+
+
+class BatchesAnswer(Answer):
+    batches: list[BatchAnswer]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null: this is the last.")
+
+
+class BatchActionAnswer(Answer):
+    jobs: int = Field(description="How many were cancelled, or put back.")
+    done: bool = Field(description="False: it took too long; send the request again to go on.")
+    batch: BatchAnswer
 
 
 class SubmittedJob(Answer):

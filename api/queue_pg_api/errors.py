@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import Response
 
 from queue_pg.errors import (
+    BatchNotFound,
     ConfigError,
     DatabaseUnavailable,
     InvalidJob,
@@ -40,6 +41,7 @@ STATUS_BY_ERROR: dict[type[QueuePgError], int] = {
     JobNotFound: 404,
     ScheduleNotFound: 404,
     ScheduleExists: 409,
+    BatchNotFound: 404,
     InvalidTransition: 409,
     LeaseLost: 409,
     SubmitError: 422,

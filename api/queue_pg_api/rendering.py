@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from queue_pg.batch_model import Batch
 from queue_pg.gathering import StoredJob
 from queue_pg.models import ClaimedJob, Job, JobState, QueueStats, WorkerInfo
 from queue_pg.payloads import Unreadable, error_object
@@ -202,4 +203,35 @@ def worker_json(worker: WorkerInfo) -> dict[str, Any]:
         "started_at": timestamp(worker.started_at),
         "heartbeat_at": timestamp(worker.heartbeat_at),
         "live": worker.live,
+    }
+
+
+def batch_json(batch: Batch) -> dict[str, Any]:
+    """Render a batch with its counts."""
+    return {
+        "id": str(batch.id),
+        "name": batch.name,
+        "org": batch.org,
+        "state": batch.state.value,
+        "run": batch.run,
+        "total": batch.total,
+        "scheduled": batch.scheduled,
+        "waiting": batch.waiting,
+        "queued": batch.queued,
+        "running": batch.running,
+        "completed": batch.completed,
+        "failed": batch.failed,
+        "cancelled": batch.cancelled,
+        "unfinished": batch.unfinished,
+        "percent": batch.percent,
+        "on_complete": json_or_mark(batch.on_complete),
+        "on_failed": json_or_mark(batch.on_failed),
+        "on_all": json_or_mark(batch.on_all),
+        "callback_ids": [str(each) for each in batch.callback_ids],
+        "callback_error": batch.callback_error,
+        "metadata": json_or_mark(batch.metadata),
+        "created_at": timestamp(batch.created_at),
+        "closed_at": timestamp(batch.closed_at),
+        "cancelled_at": timestamp(batch.cancelled_at),
+        "finished_at": timestamp(batch.finished_at),
     }

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from queue_pg.batch_model import BatchState
 from queue_pg.models import JobState, NewJob
 
 MAX_WAIT_SECONDS = 300
@@ -77,6 +78,19 @@ LeaseToken = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Attempts = Annotated[int, Field(ge=1, le=1_000)]
 
 
+def parse_uuid(value: object) -> object:
+    """Read an id; UUID() alone also takes braces, "urn:uuid:" and hyphens anywhere."""
+    if isinstance(value, str) and len(value) in {32, 36}:
+        try:
+            return UUID(value)
+        except ValueError:
+            pass
+    raise ValueError("should be a UUID")
+
+
+Id = Annotated[UUID, BeforeValidator(parse_uuid), WithJsonSchema({"type": "string", "format": "uuid"})]
+
+
 class Body(BaseModel):
     """A request body."""
 
@@ -120,6 +134,7 @@ class SubmitBody(Body):
     traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, description="W3C trace context; taken from the header when absent here."
     )
+    batch_id: Id | None = Field(None, description="The open batch that it is added to.")
 
     def to_new_job(self, *, unique_key: str | None = None, traceparent: str | None = None) -> NewJob:
         """Build the library's form; the arguments are what the request's headers say."""
@@ -137,7 +152,69 @@ class SubmitBody(Body):
             tags=self.tags,
             metadata=self.metadata,
             traceparent=self.traceparent or traceparent,
+            batch_id=self.batch_id,
         )
+
+
+class CallbackBody(Body):
+    """A job that the end of a batch submits. Its payload gets the batch and its counts as `batch`."""
+
+    kind: Name = Field(description="Which handler runs it.", examples=["report"])
+    payload: dict[str, Any] = Field(default_factory=dict[str, Any])
+    queue: Name = "default"
+    priority: Priority = 0
+    delay_seconds: Seconds | None = None
+    max_attempts: Attempts | None = None
+    timeout_seconds: TimeoutSeconds | None = None
+    tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    def to_new_job(self) -> NewJob:
+        return NewJob(
+            kind=self.kind,
+            payload=self.payload,
+            queue=self.queue,
+            priority=self.priority,
+            delay=None if self.delay_seconds is None else timedelta(seconds=self.delay_seconds),
+            max_attempts=self.max_attempts,
+            timeout=None if self.timeout_seconds is None else timedelta(seconds=self.timeout_seconds),
+            tags=self.tags,
+            metadata=self.metadata,
+        )
+
+
+class BatchBody(Body):
+    """A batch to make. Everything may be left out."""
+
+    name: Name | None = Field(None, description="For people; need not be unique.", examples=["import"])
+    on_complete: CallbackBody | None = Field(None, description="Submitted when all jobs have completed.")
+    on_failed: CallbackBody | None = Field(None, description="Submitted when it ended with one failed or cancelled.")
+    on_all: CallbackBody | None = Field(None, description="Submitted when it has ended, whichever way.")
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; callbacks get it.")
+
+
+class BatchFilter(Query):
+    """Which batches to list, newest first."""
+
+    state: BatchState | None = None
+    name: Name | None = None
+    limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
+    cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
+
+
+class BatchWait(Query):
+    """How long to wait for the batch's end."""
+
+    wait: WaitSeconds = Field(0, description="Answer when the batch has ended, at the latest after this many seconds.")
+
+
+class CloseBody(Body):
+    """No fields."""
+
+
+class RetryFailedBody(Body):
+    max_attempts: Attempts | None = Field(None, description="New limit of each job; default: as it was.")
+    and_cancelled: bool = Field(False, description="Cancelled jobs too.")
 
 
 class JobFilter(Query):

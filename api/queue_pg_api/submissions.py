@@ -36,22 +36,31 @@ def traceparent(request: Request) -> str | None:
     return value if 55 <= len(value) <= 255 else None
 
 
-def to_new_job(body: SubmitBody, key: str | None, trace: str | None) -> NewJob:
-    """Build the job to submit; a key in header and body must be the same one. `trace` is the request's traceparent."""
+def to_new_job(body: SubmitBody, key: str | None, trace: str | None, batch_id: UUID | None = None) -> NewJob:
+    """Build the job to submit; a key in header and body must be the same one, and a batch in path and body.
+
+    `trace` is the request's traceparent.
+    """
     if body.run_at is not None and body.scheduled_for is not None:
         raise invalid("scheduled_for", "is another name of run_at; give one of them")
     if (body.run_at or body.scheduled_for) is not None and body.delay_seconds is not None:
         raise invalid("delay_seconds", f"excludes {'run_at' if body.run_at else 'scheduled_for'}; give one of them")
     if key is not None and body.unique_key is not None and key != body.unique_key:
         raise invalid("unique_key", f"differs from the {KEY_HEADER} header; give one of them")
-    return body.to_new_job(unique_key=key, traceparent=trace)
+    job = body.to_new_job(unique_key=key, traceparent=trace)
+    if batch_id is not None:
+        if job.batch_id not in (None, batch_id):
+            raise invalid("batch_id", "differs from the batch of the path; leave it out")
+        job.batch_id = batch_id
+    return job
 
 
-async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None) -> Response:
+async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None, batch_id: UUID | None = None) -> Response:
     """Store a job and answer with it."""
-    new = to_new_job(body, key, traceparent(call.request))
+    new = to_new_job(body, key, traceparent(call.request), batch_id)
     await call.service.kinds.check([(new.kind, new.queue)])
-    if new.unique_key is None:
+    # A batch may be closed; that must not refuse the others of a group.
+    if new.unique_key is None and new.batch_id is None:
         checked = call.service.check(new)
         stored = await call.service.gathering.submit(checked)
         return raw_json_response(new_job_json(checked, stored), 201, headers={"location": location(call, stored.id)})

@@ -92,6 +92,7 @@ def list_jobs(
     queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs of this batch.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many jobs at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
     as_json: JsonFlag = False,
@@ -101,7 +102,13 @@ def list_jobs(
     wanted = choice(state, [item.value for item in JobState], field="state")
     with open_queue(database_url) as client:
         page = client.list(
-            state=JobState(wanted) if wanted else None, queue=queue, kind=kind, tag=tag, limit=limit, cursor=cursor
+            state=JobState(wanted) if wanted else None,
+            queue=queue,
+            kind=kind,
+            tag=tag,
+            batch_id=batch,
+            limit=limit,
+            cursor=cursor,
         )
     if as_json:
         print_json({"jobs": [_listed(job) for job in page.jobs], "next_cursor": page.next_cursor})
@@ -184,6 +191,7 @@ def show_job(job: Job) -> None:
             ("timeout", job.timeout),
             ("tags", job.tags),
             ("unique key", job.unique_key),
+            ("batch", job.batch_id),
             ("worker", job.worker_id),
             ("lease until", job.lease_expires_at),
             ("created", job.created_at),

@@ -50,6 +50,7 @@ class JobLine(BaseModel):
     tags: list[str] | None = None
     metadata: dict[str, Any] | None = None
     traceparent: str | None = None
+    batch_id: UUID | None = None
 
     @field_validator("priority", mode="before")
     @classmethod

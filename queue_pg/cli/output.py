@@ -42,6 +42,8 @@ STATE_STYLES = {
     "waiting": "cyan",
     "queued": "blue",
     "running": "yellow",
+    "open": "blue",
+    "closed": "yellow",
     "completed": "green",
     "failed": "red",
     "cancelled": "magenta",

@@ -29,6 +29,8 @@ BUILT_IN = {
     "cancel": "jobs",
     "retry": "jobs",
     "why": "jobs",
+    "batches": "batches",
+    "batch": "batches",
     "queues": "queues",
     "schedules": "schedules",
     "workers": "queues",

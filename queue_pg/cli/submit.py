@@ -43,6 +43,7 @@ def submit(
     unique_key: Annotated[str | None, typer.Option(help="Submit once: the same key gives the same job again.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object kept with the job; JSON, @file or -.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="The open batch that it is added to.")] = None,
     jsonl: Annotated[
         str | None,
         typer.Option(help="Many jobs, one JSON object per line: a file, or - for standard input. With KIND: payloads."),
@@ -64,6 +65,7 @@ def submit(
         "unique_key": unique_key,
         "tags": tag or None,
         "metadata": parse_metadata(metadata),
+        "batch_id": batch,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if "delay" in given and "run_at" in given:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequen
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from uuid import UUID
 
 from starlette.responses import Response
 
@@ -51,16 +52,18 @@ class _Chunk:
         self.size += len(checked[1])
 
 
-async def submit_array(call: Call[Any, Any], values: Sequence[object], key: str | None) -> Response:
-    """Store the jobs of a JSON array."""
-    submitted = await _store(call, _chunks(call, _enumerated(values), "index", key), "index")
+async def submit_array(
+    call: Call[Any, Any], values: Sequence[object], key: str | None, batch_id: UUID | None = None
+) -> Response:
+    """Store the jobs of a JSON array, in a batch if one is given."""
+    submitted = await _store(call, _chunks(call, _enumerated(values), "index", key, batch_id), "index")
     content = {"jobs": [{"id": str(each.id), "created": each.created} for each in submitted]}
     return _answer(content, submitted)
 
 
-async def submit_lines(call: Call[Any, Any], key: str | None) -> Response:
-    """Store the jobs of an NDJSON body as it arrives."""
-    submitted = await _store(call, _chunks(call, _parsed_lines(call), "line", key), "line")
+async def submit_lines(call: Call[Any, Any], key: str | None, batch_id: UUID | None = None) -> Response:
+    """Store the jobs of an NDJSON body as it arrives, in a batch if one is given."""
+    submitted = await _store(call, _chunks(call, _parsed_lines(call), "line", key, batch_id), "line")
     content = {
         "count": len(submitted),
         "created": sum(each.created for each in submitted),
@@ -105,13 +108,17 @@ async def _store(call: Call[Any, Any], chunks: AsyncGenerator[_Chunk], name: Pla
 
 
 async def _chunks(
-    call: Call[Any, Any], values: AsyncIterable[tuple[int, object]], name: PlaceName, key: str | None
+    call: Call[Any, Any],
+    values: AsyncIterable[tuple[int, object]],
+    name: PlaceName,
+    key: str | None,
+    batch_id: UUID | None,
 ) -> AsyncGenerator[_Chunk]:
     trace = traceparent(call.request)
     chunk = _Chunk()
     async for place, value in values:
         try:
-            job = to_new_job(check_model(SubmitBody, value), _numbered(key, place), trace)
+            job = to_new_job(check_model(SubmitBody, value), _numbered(key, place), trace, batch_id)
             chunk.add(job, call.service.check(job), place)
         except ApiError as error:
             raise at_place(error, name, place) from None

@@ -18,6 +18,7 @@ from queue_pg.payloads import encode_json, error_object, sanitise_text
 from queue_pg.submission import MAX_ATTEMPTS, seconds
 
 MAX_PAGE: Final = 1_000
+MAX_EVENT_NUMBER: Final = 2**31 - 1
 _LONGEST: Final = timedelta(days=3_650)
 _LEASE: Final = (timedelta(milliseconds=100), timedelta(days=1))
 
@@ -85,6 +86,13 @@ def filter_id(field: str, value: UUID | str | None) -> UUID | None:
 def lease_token(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise InvalidJob("lease_token", "must be the integer that the claim gave")
+    return value
+
+
+def event_number(field: str, value: Any) -> int:
+    """Return the number of an event; 0 stands before the first."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_EVENT_NUMBER:
+        raise InvalidJob(field, "must be the number of an event, from 0")
     return value
 
 

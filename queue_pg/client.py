@@ -20,6 +20,7 @@ from queue_pg.bulk import AsyncBulk
 from queue_pg.chunks import chunks_async, name_position
 from queue_pg.connections import connect_async
 from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.feed import Feed
 from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
 from queue_pg.models import (
     Dependencies,
@@ -39,18 +40,19 @@ from queue_pg.models import (
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.pulling import AsyncPulling
+from queue_pg.reading import AsyncReading
 from queue_pg.scheduling import AsyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting import Waiting
-from queue_pg.wakeup import RESULT, Wakeups
+from queue_pg.wakeup import EVENTS, RESULT, Wakeups
 
 Pool = AsyncConnectionPool[Any]
 
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
+class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:
@@ -85,8 +87,9 @@ class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
         self._timeout_seconds = pool_timeout_seconds
         self._given_pool = pool
         self._pool: AsyncPool | Pool | None = None
-        self.wakeups = Wakeups(self.dsn, (RESULT,), enabled=notify)
+        self.wakeups = Wakeups(self.dsn, (RESULT, EVENTS), enabled=notify)
         self._waiting: Waiting | None = None
+        self._feed: Feed | None = None
 
     async def open(self, *, check: bool = False) -> None:
         """Make the Queue usable. With `check`, connect now, so that a wrong address is told at once."""
@@ -100,12 +103,17 @@ class Queue(AsyncPulling, AsyncScheduling, AsyncBatching):
             )
         if self._waiting is None:
             self._waiting = Waiting(watch=self._watch, states=self._states, jobs=self._finished, wakeups=self.wakeups)
+        if self._feed is None:
+            self._feed = self._open_feed()
 
     async def close(self) -> None:
         """End waits, stop listening and close the connections, unless the pool is yours."""
         if self._waiting is not None:
             await self._waiting.close()
             self._waiting = None
+        if self._feed is not None:
+            await self._feed.close()
+            self._feed = None
         self.wakeups.close()
         if isinstance(self._pool, AsyncPool):
             await self._pool.close()

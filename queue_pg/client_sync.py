@@ -23,6 +23,7 @@ from queue_pg.bulk_sync import SyncBulk
 from queue_pg.chunks import chunks_sync, name_position
 from queue_pg.connections import connect
 from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from queue_pg.feed_sync import Feed
 from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
 from queue_pg.models import (
     Dependencies,
@@ -42,18 +43,19 @@ from queue_pg.models import (
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
 from queue_pg.pool_sync import SyncPool, lend
 from queue_pg.pulling_sync import SyncPulling
+from queue_pg.reading_sync import SyncReading
 from queue_pg.scheduling_sync import SyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting_sync import Waiting
-from queue_pg.wakeup import RESULT, Wakeups
+from queue_pg.wakeup import EVENTS, RESULT, Wakeups
 
 Pool = ConnectionPool[Any]
 
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
+class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:
@@ -88,8 +90,9 @@ class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
         self._timeout_seconds = pool_timeout_seconds
         self._given_pool = pool
         self._pool: SyncPool | Pool | None = None
-        self.wakeups = Wakeups(self.dsn, (RESULT,), enabled=notify)
+        self.wakeups = Wakeups(self.dsn, (RESULT, EVENTS), enabled=notify)
         self._waiting: Waiting | None = None
+        self._feed: Feed | None = None
 
     def open(self, *, check: bool = False) -> None:
         """Make the SyncQueue usable. With `check`, connect now, so that a wrong address is told at once."""
@@ -103,12 +106,17 @@ class SyncQueue(SyncPulling, SyncScheduling, SyncBatching):
             )
         if self._waiting is None:
             self._waiting = Waiting(watch=self._watch, states=self._states, jobs=self._finished, wakeups=self.wakeups)
+        if self._feed is None:
+            self._feed = self._open_feed()
 
     def close(self) -> None:
         """End waits, stop listening and close the connections, unless the pool is yours."""
         if self._waiting is not None:
             self._waiting.close()
             self._waiting = None
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
         self.wakeups.close()
         if isinstance(self._pool, SyncPool):
             self._pool.close()

@@ -222,6 +222,90 @@ class Page:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One event of a job, in the order of `seq`, which begins with 1 and has no gaps; docs/events.md lists the types.
+
+    `at` is None only for `forgotten`, which stands for the events whose retention has passed.
+    """
+
+    seq: int
+    at: datetime | None
+    type: str
+    data: Any
+
+
+class StoredEvent(NamedTuple):
+    """An event as it is passed on: `data` is JSON text."""
+
+    seq: int
+    at: datetime | None
+    type: str
+    data: str
+
+
+@dataclass(slots=True, kw_only=True)
+class EventsRead:
+    """What one look at a job's events has found. `last_seq` is the number of the newest event there is."""
+
+    org: str
+    state: JobState
+    followed: bool
+    last_seq: int
+    events: list[StoredEvent] = field(default_factory=list[StoredEvent])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events of a job up to now. There are more if `last_seq` is above the last one's `seq`."""
+
+    events: list[JobEvent]
+    state: JobState
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """A line that a job's handler has logged. `data` holds the fields given beside it."""
+
+    seq: int
+    at: datetime
+    stream: str
+    line: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPage:
+    """Lines of a job's log. Give `next_seq` as `from_seq` for the next page; None: that was the last one so far."""
+
+    lines: list[LogLine]
+    next_seq: int | None
+
+
+class NewEvent(NamedTuple):
+    """An event to append to the job of a claim. `data` is JSON text of an object."""
+
+    id: UUID | str
+    lease_token: int
+    type: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The answer to the events appended to one job. Not accepted: the lease is lost; `state` is what the job is now.
+
+    `appended` counts the events that handlers have appended to the job in all.
+    """
+
+    id: str
+    accepted: bool
+    state: str | None
+    last_seq: int | None
+    appended: int | None
+
+
 class Outcome(NamedTuple):
     """How a claimed job ends, as one entry of `queue_pg.finish`. `result` and `error` are JSON text.
 

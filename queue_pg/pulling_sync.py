@@ -18,9 +18,10 @@ from uuid import UUID
 from psycopg import Connection
 
 from queue_pg import arguments, store_sync as store
-from queue_pg.errors import InvalidJob
-from queue_pg.models import ClaimedJob, Renewed
-from queue_pg.payloads import encode_json
+from queue_pg.errors import InvalidJob, JobNotFound, LeaseLost
+from queue_pg.handler_events import own_event, progress_event
+from queue_pg.models import ClaimedJob, NewEvent, Renewed
+from queue_pg.payloads import decode_json, encode_json
 
 
 class SyncPulling(ABC):
@@ -74,6 +75,31 @@ class SyncPulling(ABC):
         arguments.lease_seconds(lease_seconds)
         with self.connection() as conn:
             return store.heartbeat(conn, ids, lease_tokens, lease_seconds=lease_seconds)
+
+    def append_events(
+        self, job_id: UUID | str, lease_token: int, events: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> int:
+        """Append events, (type, data) each, to a claimed job; return the number of its newest one. Raises LeaseLost.
+
+        Types of your own, `log` ({"stream", "line"}), `progress` and `chunk` ({"text"}); at most 64 KiB each.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        if not 1 <= len(events) <= arguments.MAX_PAGE:
+            raise InvalidJob("events", f"must be 1 to {arguments.MAX_PAGE:,} events")
+        new = [NewEvent(known, token, *own_event(*event)) for event in events]
+        arguments.check_texts("type", [event.type for event in new])
+        with self.connection() as conn:
+            [answer] = store.append_events(conn, new)
+        if not answer.accepted:
+            if answer.state is None:
+                raise JobNotFound(known)
+            raise LeaseLost(known, answer.state)
+        return answer.last_seq or 0
+
+    def progress(self, job_id: UUID | str, lease_token: int, value: float | Mapping[str, Any]) -> int:
+        """Tell how far a claimed job is: a fraction from 0 to 1 or an object; return the event's number."""
+        name, data = progress_event(value)
+        return self.append_events(job_id, lease_token, [(name, decode_json(data))])
 
     def complete(self, job_id: UUID | str, lease_token: int, result: Any = None) -> str:
         """End a claimed job as completed; return its new state. Raises LeaseLost."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from queue_pg.models import Dependencies, Dependency, Job, JobState, KindInfo
+from queue_pg.models import (
+    Dependencies,
+    Dependency,
+    EventsRead,
+    Job,
+    JobEvent,
+    JobState,
+    KindInfo,
+    LogLine,
+    StoredEvent,
+)
 from queue_pg.payloads import decode_or_mark
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
@@ -56,6 +66,32 @@ def _dependency(found: Mapping[str, Any]) -> Dependency:
         on_unsuccessful=found["on_unsuccessful"],
         outcome=None if found["outcome"] is None else JobState(found["outcome"]),
         state=None if found["state"] is None else JobState(found["state"]),
+    )
+
+
+def events_read(found: Sequence[tuple[Any, ...]], jobs: int) -> list[EventsRead | None]:
+    """Return what rows of sql/read_events.sql say about each of so many jobs."""
+    read: dict[int, EventsRead] = {}
+    for position, org, state, followed, last_seq, *event in found:
+        if position not in read:
+            read[position] = EventsRead(org=org, state=JobState(state), followed=followed, last_seq=last_seq)
+        if event[0] is not None:
+            read[position].events.append(StoredEvent(*event))
+    return [read.get(position) for position in range(1, jobs + 1)]
+
+
+def event(stored: StoredEvent) -> JobEvent:
+    return JobEvent(seq=stored.seq, at=stored.at, type=stored.type, data=decode_or_mark(stored.data))
+
+
+def log_line(row: Mapping[str, Any]) -> LogLine:
+    """Return a line of a row of sql/logs.sql; what other clients than ours logged may lack stream and line."""
+    return LogLine(
+        seq=row["seq"],
+        at=row["at"],
+        stream=row["stream"] or "stdout",
+        line=row["line"] or "",
+        data=decode_or_mark(row["data"]),
     )
 
 

@@ -36,7 +36,7 @@ from queue_pg.payloads import sanitise_text
 _COLUMNS: Final = (
     "created_at", "expires_at", "lease_expires_at", "limit_key", "max_attempts", "metadata", "payload", "priority",
     "retry_base", "retry_cap", "retention", "run_at", "tags", "timeout", "traceparent", "unique_key",
-    "cost", "kind", "lease", "org", "queue",
+    "cost", "data", "kind", "lease", "org", "queue",
 )  # fmt: skip
 _RULES: Final = {
     "kind": "must have 1 to 200 characters",
@@ -51,6 +51,7 @@ _RULES: Final = {
     "expires_at": "must be a time within the years 1 to 9998",
     "metadata": "must be an object of at most 64 KiB",
     "payload": "must be at most 32 MiB",
+    "data": "must be an object of at most 64 KiB",
     "tags": "must be at most 64 texts of 16 KiB in all",
 }
 _AWAY_HINT: Final = "Check that Postgres runs and that DATABASE_URL is right, then try again."

@@ -18,9 +18,11 @@ from psycopg.rows import DictRow, dict_row, tuple_row
 from queue_pg import callers, rows
 from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_array, text_array
 from queue_pg.models import (
+    Appended,
     ClaimedJob,
     DeadRows,
     Dependencies,
+    EventsRead,
     Finished,
     HistoryRound,
     Horizon,
@@ -28,8 +30,10 @@ from queue_pg.models import (
     Job,
     KindInfo,
     LeasedJob,
+    LogLine,
     MaintenanceRound,
     MaintenanceStep,
+    NewEvent,
     Outcome,
     QueueStats,
     Renewed,
@@ -148,6 +152,69 @@ async def dependencies(
     """Return up to `limit` parents and children of a job; None: no such job in this org."""
     found = await _all(conn, "dependencies", {"id": job_id, "limit": limit, "org": org})
     return rows.dependencies(found[0]) if found else None
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+async def follow(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> None:
+    """Ask for a notification of each event of these jobs."""
+    await _run(conn, "follow", {"ids": plain_array(ids)})
+
+
+async def read_events(
+    conn: AsyncConnection[Any], jobs: Sequence[tuple[UUID, int]], *, max_events: int = 1000, max_bytes: int = 1_048_576
+) -> list[EventsRead | None]:
+    """Read of each job the events after a number; None stands for a job that nobody knows."""
+    params = {
+        "ids": plain_array([job_id for job_id, _ in jobs]),
+        "after": plain_array([after for _, after in jobs]),
+        "max_events": max_events,
+        "max_bytes": max_bytes,
+    }
+    async with AsyncCursor(conn, row_factory=tuple_row) as cursor:
+        await cursor.execute(statement("read_events"), params)
+        return rows.events_read(await cursor.fetchall(), len(jobs))
+
+
+async def append_events(conn: AsyncConnection[Any], events: Sequence[NewEvent]) -> list[Appended]:
+    """Append events to running jobs, each fenced by its lease; answers once for each job, in no particular order."""
+    if not events:
+        return []
+    ids, lease_tokens, types, data = zip(*events, strict=True)
+    params = {
+        "ids": plain_array(ids),
+        "lease_tokens": plain_array(lease_tokens),
+        "types": text_array(types),
+        "data": text_array(data),
+    }
+    async with AsyncCursor(conn, row_factory=tuple_row) as cursor:
+        await cursor.execute(statement("append_events"), params)
+        return [Appended(*row) for row in await cursor.fetchall()]
+
+
+async def appended(
+    conn: AsyncConnection[Any], ids: Sequence[UUID | str], lease_tokens: Sequence[int]
+) -> dict[str, tuple[bool, int]]:
+    """Tell of leases that still stand whether anything was appended by them, and how much to the job in all."""
+    found = await _all(conn, "appended", {"ids": plain_array(ids), "lease_tokens": plain_array(lease_tokens)})
+    return {row["id"]: (row["logged"], row["appended"]) for row in found}
+
+
+async def logs(
+    conn: AsyncConnection[Any], job_id: UUID, *, from_seq: int, limit: int, stream: str | None
+) -> list[LogLine]:
+    params = {"id": job_id, "from_seq": from_seq, "limit": limit, "stream": stream}
+    return [rows.log_line(row) for row in await _all(conn, "logs", params)]
+
+
+async def observe(conn: AsyncConnection[Any], observer: str) -> bool:
+    """Ask for a notification of every transition, for the next 30 s; return whether they are sent."""
+    return bool((await _all(conn, "observe", {"id": observer}))[0]["observed"])
+
+
+async def unobserve(conn: AsyncConnection[Any], observer: str) -> None:
+    await _run(conn, "unobserve", {"id": observer})
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------

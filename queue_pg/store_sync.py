@@ -21,9 +21,11 @@ from psycopg.rows import DictRow, dict_row, tuple_row
 from queue_pg import callers, rows
 from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_array, text_array
 from queue_pg.models import (
+    Appended,
     ClaimedJob,
     DeadRows,
     Dependencies,
+    EventsRead,
     Finished,
     HistoryRound,
     Horizon,
@@ -31,8 +33,10 @@ from queue_pg.models import (
     Job,
     KindInfo,
     LeasedJob,
+    LogLine,
     MaintenanceRound,
     MaintenanceStep,
+    NewEvent,
     Outcome,
     QueueStats,
     Renewed,
@@ -151,6 +155,69 @@ def dependencies(
     """Return up to `limit` parents and children of a job; None: no such job in this org."""
     found = _all(conn, "dependencies", {"id": job_id, "limit": limit, "org": org})
     return rows.dependencies(found[0]) if found else None
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def follow(conn: Connection[Any], ids: Sequence[UUID]) -> None:
+    """Ask for a notification of each event of these jobs."""
+    _run(conn, "follow", {"ids": plain_array(ids)})
+
+
+def read_events(
+    conn: Connection[Any], jobs: Sequence[tuple[UUID, int]], *, max_events: int = 1000, max_bytes: int = 1_048_576
+) -> list[EventsRead | None]:
+    """Read of each job the events after a number; None stands for a job that nobody knows."""
+    params = {
+        "ids": plain_array([job_id for job_id, _ in jobs]),
+        "after": plain_array([after for _, after in jobs]),
+        "max_events": max_events,
+        "max_bytes": max_bytes,
+    }
+    with Cursor(conn, row_factory=tuple_row) as cursor:
+        cursor.execute(statement("read_events"), params)
+        return rows.events_read(cursor.fetchall(), len(jobs))
+
+
+def append_events(conn: Connection[Any], events: Sequence[NewEvent]) -> list[Appended]:
+    """Append events to running jobs, each fenced by its lease; answers once for each job, in no particular order."""
+    if not events:
+        return []
+    ids, lease_tokens, types, data = zip(*events, strict=True)
+    params = {
+        "ids": plain_array(ids),
+        "lease_tokens": plain_array(lease_tokens),
+        "types": text_array(types),
+        "data": text_array(data),
+    }
+    with Cursor(conn, row_factory=tuple_row) as cursor:
+        cursor.execute(statement("append_events"), params)
+        return [Appended(*row) for row in cursor.fetchall()]
+
+
+def appended(
+    conn: Connection[Any], ids: Sequence[UUID | str], lease_tokens: Sequence[int]
+) -> dict[str, tuple[bool, int]]:
+    """Tell of leases that still stand whether anything was appended by them, and how much to the job in all."""
+    found = _all(conn, "appended", {"ids": plain_array(ids), "lease_tokens": plain_array(lease_tokens)})
+    return {row["id"]: (row["logged"], row["appended"]) for row in found}
+
+
+def logs(
+    conn: Connection[Any], job_id: UUID, *, from_seq: int, limit: int, stream: str | None
+) -> list[LogLine]:
+    params = {"id": job_id, "from_seq": from_seq, "limit": limit, "stream": stream}
+    return [rows.log_line(row) for row in _all(conn, "logs", params)]
+
+
+def observe(conn: Connection[Any], observer: str) -> bool:
+    """Ask for a notification of every transition, for the next 30 s; return whether they are sent."""
+    return bool((_all(conn, "observe", {"id": observer}))[0]["observed"])
+
+
+def unobserve(conn: Connection[Any], observer: str) -> None:
+    _run(conn, "unobserve", {"id": observer})
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------

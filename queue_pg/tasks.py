@@ -29,6 +29,7 @@ from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
 from queue_pg.default_queue import use_queue
 from queue_pg.errors import InvalidJob
+from queue_pg.handler_events import EventSink, SaysEvents
 from queue_pg.models import Job, Parents
 from queue_pg.schedules import Missed, TaskSchedule, Timing
 from queue_pg.submission import encode_kinds
@@ -328,8 +329,11 @@ class HandlerLink(Protocol):
     """A running handler's way to the database: statements on a connection that the handlers of a worker share.
 
     A statement is a function of an autocommit connection, such as those of `queue_pg.store`. What it raises comes
-    out as an error of queue_pg.
+    out as an error of queue_pg. `events` takes in what handlers say.
     """
+
+    @property
+    def events(self) -> EventSink: ...
 
     async def run(self, statement: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Run a statement for a handler that is async."""
@@ -341,7 +345,7 @@ class HandlerLink(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobContext:
+class JobContext(SaysEvents):
     """The job that runs, as its handler sees it. `cancelled` is set when the job was cancelled or its lease lost.
 
     `link` is None where a handler has no way to the database: in a process of its own.

@@ -11,21 +11,27 @@ Use a database of the tests' own; `drain` claims whatever is queued there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from psycopg import AsyncConnection
 
 from queue_pg import outcomes, store
 from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
 from queue_pg.connections import connect
-from queue_pg.errors import InvalidJob
-from queue_pg.models import ClaimedJob, Job, JobState, Outcome
+from queue_pg.errors import InvalidJob, LeaseLost
+from queue_pg.handler_events import EventSink, RunningJob
+from queue_pg.models import Appended, ClaimedJob, Job, JobState, NewEvent, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json
 from queue_pg.statements import statement
 from queue_pg.tasks import JobContext, Task, Tasks, default_tasks, job_context
 
 WORKER_ID: Final = "queue_pg.testing"
+
+T = TypeVar("T")
 
 
 async def drain(
@@ -54,8 +60,9 @@ async def drain(
         runs += 1
         task = known.get(claimed.kind)
         assert task is not None, "only kinds of these tasks are claimed"  # noqa: S101
+        outcome = await run(task, claimed, queue)
         async with queue.connection() as conn:
-            await store.finish(conn, [await run(task, claimed)])
+            await store.finish(conn, [outcome])
         ran[claimed.id] = None
 
 
@@ -75,8 +82,11 @@ def drain_sync(
     return asyncio.run(work())
 
 
-async def run(task: Task[..., Any], claimed: ClaimedJob) -> Outcome:
-    """Run one claimed job in this process and return its outcome; exceptions become failed attempts."""
+async def run(task: Task[..., Any], claimed: ClaimedJob, queue: Queue | None = None) -> Outcome:
+    """Run one claimed job in this process and return its outcome; exceptions become failed attempts.
+
+    `queue` is the handler's way to the database, if it needs one.
+    """
     try:
         arguments = task.validate(decode_json(claimed.payload))
         metadata: Any = decode_json(claimed.metadata)
@@ -95,6 +105,7 @@ async def run(task: Task[..., Any], claimed: ClaimedJob) -> Outcome:
         metadata=metadata,
         tags=claimed.tags,
         traceparent=claimed.traceparent,
+        link=None if queue is None else _QueueLink(queue),
     )
     try:
         with job_context(context):
@@ -104,6 +115,46 @@ async def run(task: Task[..., Any], claimed: ClaimedJob) -> Outcome:
     except Exception as error:
         return outcomes.of_error(claimed.id, claimed.lease_token, error)
     return outcomes.of_return(claimed.id, claimed.lease_token, value)
+
+
+class _QueueLink:
+    """The HandlerLink of `run`: what handlers say is stored when they say it."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    @property
+    def events(self) -> EventSink:
+        return self
+
+    async def run(self, statement: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        async with self._queue.connection() as conn:
+            return await statement(conn)
+
+    def run_blocking(self, statement: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        # The handler blocks the queue's own loop, so it gets a queue and a loop of its own.
+        async def work() -> T:
+            async with Queue(self._queue.dsn, notify=False, max_connections=1) as twin, twin.connection() as conn:
+                return await statement(conn)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: asyncio.run(work())).result()
+
+    async def add(self, job: RunningJob, events: list[tuple[str, str]]) -> None:
+        _check_held(job, await self.run(lambda conn: store.append_events(conn, _new_events(job, events))))
+
+    def add_blocking(self, job: RunningJob, events: list[tuple[str, str]]) -> None:
+        _check_held(job, self.run_blocking(lambda conn: store.append_events(conn, _new_events(job, events))))
+
+
+def _new_events(job: RunningJob, events: list[tuple[str, str]]) -> list[NewEvent]:
+    return [NewEvent(job.job_id, job.lease_token, *event) for event in events]
+
+
+def _check_held(job: RunningJob, answers: list[Appended]) -> None:
+    for answer in answers:
+        if not answer.accepted:
+            raise LeaseLost(job.job_id, answer.state)
 
 
 async def _claim(queue: Queue, tasks: Tasks, queues: Sequence[str] | None) -> ClaimedJob | None:

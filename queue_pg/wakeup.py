@@ -30,7 +30,9 @@ WAKE: Final = "queue_pg_wake"
 RESULT: Final = "queue_pg_result"
 CANCEL: Final = "queue_pg_cancel"
 DUE: Final = "queue_pg_due"
-CHANNELS: Final = (WAKE, RESULT, CANCEL, DUE)
+EVENTS: Final = "queue_pg_events"
+TRANSITIONS: Final = "queue_pg_transitions"
+CHANNELS: Final = (WAKE, RESULT, CANCEL, DUE, EVENTS, TRANSITIONS)
 _PROBE_SECONDS: Final = 60.0
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 
@@ -123,6 +125,7 @@ class Wakeups:
         self._application = application
         self._lock = threading.Lock()
         self._subscribers: dict[tuple[str, str | None], set[Subscription]] = {}
+        self._taps: dict[str, Callable[[str | None], None]] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._listening = threading.Event()
@@ -200,6 +203,16 @@ class Wakeups:
             if not group:
                 self._subscribers.pop(key, None)
 
+    def tap(self, channel: str, callback: Callable[[str | None], None]) -> None:
+        """Call `callback` with the payload of every notification of a channel, in their order; one for each channel.
+
+        It is called in the listening thread, must be quick and must not raise. None tells that notifications may
+        have been missed: the connection was lost or made anew.
+        """
+        if channel not in self.channels:
+            raise ValueError(f"not listening to channel {channel!r}; channels are {self.channels}")
+        self._taps[channel] = callback
+
     # --- in the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -270,7 +283,11 @@ class Wakeups:
         """Wake whoever waits for what has come; a burst of equal notifications is one wake-up."""
         seen: set[tuple[str, str]] = set()
         while notification := conn.pgconn.notifies():
-            seen.add((notification.relname.decode(), notification.extra.decode("utf-8", "replace")))
+            channel, payload = notification.relname.decode(), notification.extra.decode("utf-8", "replace")
+            if channel in self._taps:
+                self._taps[channel](payload)
+            else:
+                seen.add((channel, payload))
         if not seen:
             return
         keys: set[tuple[str, str | None]] = {*seen, *((channel, None) for channel, _ in seen)}
@@ -282,6 +299,8 @@ class Wakeups:
         with self._lock:
             woken = [subscription for group in self._subscribers.values() for subscription in group]
         _signal(woken)
+        for callback in list(self._taps.values()):
+            callback(None)
 
 
 def _signal(subscriptions: Iterable[Subscription]) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "store", "schedule_store", "batch_store", "pool", "waiting", "pulling", "scheduling", "batching", "bulk", "client",
+    "store", "schedule_store", "batch_store", "pool", "waiting", "feed", "pulling", "reading", "scheduling", "batching",
+    "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
@@ -33,6 +34,7 @@ NAMES = {
     "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncPool": "SyncPool",
     "AsyncPulling": "SyncPulling",
+    "AsyncReading": "SyncReading",
     "AsyncScheduling": "SyncScheduling",
     "AsyncSignal": "SyncSignal",
     "AsyncSlots": "SyncSlots",
@@ -47,8 +49,10 @@ NAMES = {
     "connect_async": "connect",
     "each_async": "each_sync",
     "enter_async_context": "enter_context",
+    "feed": "feed_sync",
     "fetch_async": "fetch_sync",
     "pulling": "pulling_sync",
+    "reading": "reading_sync",
     "scheduling": "scheduling_sync",
     "waiting": "waiting_sync",
 }
@@ -80,6 +84,13 @@ LINES = {
     ),
     "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
     "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",
+    "from queue_pg import arguments, rows, store": "from queue_pg import arguments, rows, store_sync as store",
+    "Follow = Callable[[list[UUID]], Awaitable[None]]": "Follow = Callable[[list[UUID]], None]",
+    "Read = Callable[[list[tuple[UUID, int]]], Awaitable[list[EventsRead | None]]]": (
+        "Read = Callable[[list[tuple[UUID, int]]], list[EventsRead | None]]"
+    ),
+    "from collections.abc import AsyncGenerator, Sequence": "from collections.abc import Generator, Sequence",
+    "from collections.abc import Awaitable, Callable": "from collections.abc import Callable",
     "from collections.abc import Awaitable, Callable, Iterable": "from collections.abc import Callable, Iterable",
 }
 DOCSTRINGS = [

@@ -344,6 +344,7 @@ declare
   v_timeout interval;
   v_wanted integer := least(greatest(coalesce(max_jobs, 1), 0), 10000);
   v_ids uuid[];
+  v_observed boolean;
   -- Mostly none has its own: look-ups for each job saved.
   v_own_leases boolean;
   v_own_limits boolean;
@@ -364,6 +365,7 @@ begin
   end if;
 
   v_now := queue_pg.now();
+  v_observed := queue_pg.is_observed();
   select s.lease, s.max_attempts, s.timeout,
     claim.lease is null and exists (select from queue_pg.queues q where q.lease is not null),
     exists (select from queue_pg.kinds k where k.max_attempts is not null or k.timeout is not null)
@@ -388,7 +390,13 @@ begin
   from unnest(v_ids) as picked (id)
   where j.id between picked.id and picked.id
   returning
-    j.id, j.org::text, j.queue::text, j.kind::text, j.payload::text, j.metadata::text, j.attempt::integer,
+    -- The id, and mostly nothing else: a job that somebody follows tells of its start.
+    case when v_observed or j.followed then queue_pg.tell_started(
+        j.id, j.org::text, j.queue::text, j.kind::text,
+        (greatest(j.last_event_seq, 1) + (j.promoted_at is not null)::integer + 1)::integer, j.attempt::integer, j.worker_id,
+        j.followed)
+      else j.id end,
+    j.org::text, j.queue::text, j.kind::text, j.payload::text, j.metadata::text, j.attempt::integer,
     j.max_attempts::integer, j.lease_token::bigint, j.lease_expires_at,
     extract(epoch from j.lease_expires_at - v_now)::double precision,
     extract(epoch from j.timeout)::double precision, j.tags::text[], j.traceparent::text, j.created_at::timestamptz;

@@ -78,10 +78,11 @@ begin
   v_parents_left := case when v_job.parents_left > 0 then queue_pg.rejoin_parents(v_job.id) end;
 
   insert into queue_pg.jobs (
-    id, run_at, created_at, lease_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload, error,
-    timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, parents_left, state)
+    id, run_at, created_at, lease_token, logged_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload,
+    error, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, parents_left, state)
   values (
-    v_job.id, v_now, v_job.created_at, v_job.lease_token, coalesce(retry.max_attempts, v_job.max_attempts),
+    -- The attempts so far are told already; the next one begins with the next token.
+    v_job.id, v_now, v_job.created_at, v_job.lease_token, v_job.lease_token, coalesce(retry.max_attempts, v_job.max_attempts),
     v_job.last_event_seq, v_job.cost, v_job.priority, v_job.org, v_job.queue, v_job.kind, v_job.payload, v_job.error,
     v_job.timeout, case when v_job.expires_at > v_now then v_job.expires_at end,
     -- A key that meanwhile names another job stays with that one.
@@ -149,7 +150,8 @@ create or replace function queue_pg.configure(
   retry_cap interval default null,
   max_lease_losses integer default null,
   events_retention interval default null,
-  notify boolean default null) returns void
+  notify boolean default null,
+  max_events integer default null) returns void
 language sql as $$
   update queue_pg.settings s set
     retention = coalesce(queue_pg.plain_interval(configure.retention), s.retention),
@@ -160,7 +162,8 @@ language sql as $$
     retry_cap = coalesce(queue_pg.plain_interval(configure.retry_cap), s.retry_cap),
     max_lease_losses = coalesce(configure.max_lease_losses, s.max_lease_losses),
     events_retention = coalesce(queue_pg.plain_interval(configure.events_retention), s.events_retention),
-    notify = coalesce(configure.notify, s.notify)
+    notify = coalesce(configure.notify, s.notify),
+    max_events = coalesce(configure.max_events, s.max_events)
 $$;
 
 comment on function queue_pg.configure is 'Sets instance-wide defaults; null leaves a value as it is.';

@@ -121,6 +121,10 @@ begin
   perform queue_pg.mend_batches();
   v_more := queue_pg.sweep_dependencies(v_bite) or v_more;
   delete from queue_pg.workers w where w.heartbeat_at < v_now - interval '1 hour';
+  -- Those that have vanished leave every transition notifying nobody.
+  if exists (select from queue_pg.observers o where o.until < v_now) then
+    perform queue_pg.unobserve('');
+  end if;
   -- Those that have vanished since a round or two ago.
   perform queue_pg.disarm_unserved(w.queues) from queue_pg.workers w
   where w.heartbeat_at between v_now - interval '130 seconds' and v_now - interval '60 seconds';

@@ -114,8 +114,10 @@ declare
   -- In a variable: a volatile function cannot bound an index scan, and all scheduled jobs would be read.
   v_now timestamptz := queue_pg.now();
   v_floor timestamptz := coalesce(since - interval '1 second', '-infinity');
+  v_observed boolean := queue_pg.is_observed();
   v_count integer;
   v_queues text[];
+  v_followed uuid[];
 begin
   with due as materialized (
     select j.id from queue_pg.jobs j
@@ -125,9 +127,16 @@ begin
     for update skip locked
   ),
   promoted as (
-    update queue_pg.jobs j set state = 'queued' from due where j.id between due.id and due.id returning j.queue
+    update queue_pg.jobs j set state = 'queued', promoted_at = v_now from due where j.id between due.id and due.id
+    returning j.id, j.org, j.queue, j.kind, j.last_event_seq, j.followed
   )
-  select count(*), array_agg(distinct p.queue::text) into v_count, v_queues from promoted p;
+  select count(*), array_agg(distinct p.queue::text), array_agg(p.id) filter (where p.followed),
+    count(queue_pg.tell_transition(
+      p.id, p.org::text, p.queue::text, p.kind::text, 'promoted', greatest(p.last_event_seq, 1)::integer + 1))
+      filter (where v_observed)
+  into v_count, v_queues, v_followed
+  from promoted p;
+  perform queue_pg.tell_followers(v_followed);
   perform queue_pg.wake(q) from unnest(v_queues) q;
   return v_count;
 end

@@ -27,6 +27,8 @@ declare
   v_awaited uuid[];
   v_ends queue_pg.job_state[];
   v_children uuid[];
+  v_followed uuid[];
+  v_observed boolean := queue_pg.is_observed();
   v_settings queue_pg.settings;
   -- Mostly none has: a look-up for each job saved.
   v_own_retention boolean;
@@ -52,7 +54,8 @@ begin
     insert into queue_pg.finished_jobs (
       id, run_at, created_at, started_at, finished_at, retain_until, lease_token, attempt, max_attempts,
       lease_losses, last_event_seq, cost, state, priority, org, queue, kind, worker_id, payload, result, error,
-      timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, parents_left)
+      promoted_at, logged_token, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent,
+      parents_left)
     select
       r.id, r.run_at, r.created_at, r.claimed_at, v_now,
       v_now + case when v_own_retention then coalesce(
@@ -63,7 +66,7 @@ begin
       coalesce(
         r.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = r.kind), v_settings.max_attempts),
       r.lease_losses, r.last_event_seq, r.cost, r.end_state, r.priority, r.org, r.queue, r.kind, r.worker_id,
-      r.payload, r.end_result, r.end_error,
+      r.payload, r.end_result, r.end_error, r.promoted_at, r.logged_token,
       coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), v_settings.timeout),
       r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent,
       r.parents_left
@@ -81,13 +84,23 @@ begin
     from moved m
     where m.unique_key is not null and u.org = m.org and u.unique_key = m.unique_key and u.job_id = m.id
   )
-  select array_agg(r.id), array_agg(r.id) filter (where r.watched),
+  select array_agg(r.id), array_agg(r.id) filter (where r.watched), array_agg(r.id) filter (where r.followed),
     array_agg(r.batch_id) filter (where r.batch_id is not null),
     array_agg(r.end_state) filter (where r.batch_id is not null), array_agg(r.id) filter (where r.awaited),
-    array_agg(r.end_state) filter (where r.awaited), array_agg(r.id) filter (where r.parents_left is not null)
-  into v_retired, v_watched, v_batches, v_batch_states, v_awaited, v_ends, v_children from removed r;
+    array_agg(r.end_state) filter (where r.awaited), array_agg(r.id) filter (where r.parents_left is not null),
+    -- Other ends are told by record_events().
+    count(queue_pg.tell_transition(
+      r.id, r.org::text, r.queue::text, r.kind::text, 'completed',
+      greatest(r.last_event_seq, 1) + (r.promoted_at is not null)::integer
+        + (r.logged_token is distinct from r.lease_token)::integer + 1,
+      r.attempt::integer, r.worker_id)) filter (where v_observed and r.end_state = 'completed')
+  into v_retired, v_watched, v_followed, v_batches, v_batch_states, v_awaited, v_ends, v_children
+  from removed r;
   if v_batches is not null then
     perform queue_pg.count_batches(v_batches, v_batch_states);
+  end if;
+  if v_followed is not null then
+    perform queue_pg.tell_followers(v_followed);
   end if;
   if v_watched is not null and v_settings.notify then
     foreach v_id in array v_watched loop

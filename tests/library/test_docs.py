@@ -5,18 +5,47 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 import queue_pg
 from queue_pg import Queue
+from queue_pg.tasks import Tasks
+from queue_pg.testing import drain
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
 def blocks(guide: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / guide).read_text(), re.DOTALL | re.MULTILINE)
+
+
+async def test_the_sql_of_the_guide_to_events_runs(conn: psycopg.AsyncConnection) -> None:
+    shown = blocks("events.md", "sql")
+    assert shown
+    for block in shown:
+        await conn.execute(block)
+    found = await (
+        await conn.execute(
+            "select e.type from queue_pg.all_jobs j cross join lateral queue_pg.events(j.id) e where j.queue = 'said'"
+        )
+    ).fetchall()
+    assert [name for (name,) in found] == ["submitted", "started", "log", "progress"]
+
+
+async def test_the_handler_of_the_guide_to_events_runs(dsn: str) -> None:
+    names: dict[str, Any] = {}
+    exec(blocks("events.md", "python")[0], names)  # noqa: S102
+    tasks = Tasks()
+    tasks.add(names["translate"])
+    async with Queue(dsn, notify=False) as queue:
+        await queue.submit("translate", {"texts": ["a b", "c"]})
+        [job] = await drain(queue, tasks)
+        assert job.result == ["A B", "C"]
+        said = [event.type for event in (await queue.events_page(job.id)).events]
+    assert said == ["submitted", "started", *["log", "chunk", "progress"] * 2, "glossary", "completed"]
 
 
 async def test_the_sql_guide_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
@@ -44,7 +73,9 @@ async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnectio
     assert found == [("closed", 3, 0)]
 
 
-PYTHON = [*blocks("python.md", "python"), *blocks("batches.md", "python"), *blocks("dependencies.md", "python")]
+PYTHON = [
+    block for guide in ("python", "batches", "dependencies", "events") for block in blocks(f"{guide}.md", "python")
+]
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[0][:40])

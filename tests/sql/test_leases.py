@@ -295,10 +295,13 @@ async def test_events_tell_what_went_wrong_in_order_and_without_gaps(conn: Conne
         conn, "select seq, type, data->'error'->>'code' from queue_pg.job_events where job_id = %s order by seq", job
     )
     assert events == [
-        (1, "failed", "a"),
-        (2, "lease_lost", "lease_lost"),
-        (3, "cancelled", "cancelled"),
-        (4, "retried", "cancelled"),
+        (2, "started", None),
+        (3, "failed", "a"),
+        (4, "started", None),
+        (5, "lease_lost", "lease_lost"),
+        (6, "started", None),
+        (7, "cancelled", "cancelled"),
+        (8, "retried", "cancelled"),
     ]
 
 

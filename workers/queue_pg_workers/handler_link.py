@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from queue_pg.sqlstates import translated
+from queue_pg_workers.event_buffer import EventBuffer
 from queue_pg_workers.link import Connection, Link
 
 T = TypeVar("T")
@@ -15,8 +16,9 @@ T = TypeVar("T")
 class WorkerHandlerLink:
     """Runs the statements of handlers one after the other; see `queue_pg.tasks.HandlerLink`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, events: EventBuffer) -> None:
         self._link = link
+        self.events = events
         self._loop = asyncio.get_running_loop()
 
     async def run(self, statement: Callable[[Connection], Awaitable[T]]) -> T:

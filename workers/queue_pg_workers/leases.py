@@ -150,6 +150,10 @@ class Leases:
             for held in batch:
                 self._held.pop(held.key, None)
 
+    def get(self, key: tuple[str, int]) -> Held | None:
+        with self._lock:
+            return self._held.get(key)
+
     def all(self) -> list[Held]:
         with self._lock:
             return list(self._held.values())

@@ -26,6 +26,7 @@ from queue_pg.wakeup import CANCEL, DUE, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
 from queue_pg_workers.claiming import Claiming, wait
 from queue_pg_workers.config import WorkerConfig
+from queue_pg_workers.event_buffer import EventBuffer, Key
 from queue_pg_workers.finisher import Finisher
 from queue_pg_workers.handler_link import WorkerHandlerLink
 from queue_pg_workers.heartbeat import Heartbeat, Report
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # After the grace: for handing jobs back and forgetting the worker's row, database or not.
 CLEANUP_SECONDS = 2.0
+# Before that, for storing what handlers have said last.
+STORING_SECONDS = 1.0
 
 
 class Worker:
@@ -60,6 +63,7 @@ class Worker:
         self._claiming = Link(self._dsn, application=self._application)
         self._finishing = Link(self._dsn, application=self._application)
         self._for_handlers = Link(self._dsn, application=self._application)
+        self._events = EventBuffer(self._for_handlers, signals=self.signals, on_lost=self._has_lost)
         self._slots = Slots(config.concurrency)
         self._attempts = Attempts(
             name=self.id, signals=self.signals, on_outcome=self._has_outcome, on_ended=self._has_ended
@@ -106,7 +110,7 @@ class Worker:
             cover=self._heartbeat.cover,
             listening=lambda: self.wakeups.listening,
             signals=self.signals,
-            handler_link=WorkerHandlerLink(self._for_handlers),
+            handler_link=WorkerHandlerLink(self._for_handlers, self._events),
         )
 
     def stop(self, *, now: bool = False) -> None:
@@ -144,12 +148,14 @@ class Worker:
         self.signals.emit("started")
         # Those that end by themselves when they are told to, and then all.
         ending = [asyncio.create_task(self._finisher.run(), name="finishing")]
+        storing = asyncio.create_task(self._events.run(), name="storing events")
         if self.config.maintenance:
             ending.append(asyncio.create_task(maintenance.run(maintenance_stop), name="maintenance"))
         background = [
             *ending,
             asyncio.create_task(self._claims.run(), name="claiming"),
             asyncio.create_task(self._claims.start(), name="starting"),
+            storing,
             asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
         ]
         try:
@@ -161,7 +167,7 @@ class Worker:
         finally:
             # Also after an error of our own: hand back what we hold.
             maintenance_stop.set()
-            await self._clean_up(ending, background)
+            await self._clean_up(storing, ending, background)
             for subscription in subscriptions:
                 subscription.close()
 
@@ -251,15 +257,28 @@ class Worker:
 
     def _has_outcome(self, held: Held, outcome: Outcome | None) -> None:
         if outcome is not None:
-            self._finisher.add(held)
+            if self._events.silent:
+                self._finisher.add(held)
+            else:
+                # What the handler has said comes before how it ended.
+                self._events.when_stored(held.key, lambda: self._finisher.add(held))
             return
         self.leases.remove([held])
         self.signals.emit("finished", (UUID(held.job.id), False, None))
 
     def _has_ended(self, held: Held) -> None:
         self._slots.give_back(held)
+        if not self._events.silent:
+            self._events.forget(held.key)
         if self.signals.heard("slot_freed"):
             self.signals.emit("slot_freed", UUID(held.job.id))
+
+    def _has_lost(self, key: Key) -> bool:
+        """Stop the handler of a lease that turned out to be lost; return whether we still held it."""
+        held = self.leases.get(key)
+        if held is not None:
+            held.interrupt(Interruption.LEASE_LOST)
+        return held is not None
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -276,14 +295,16 @@ class Worker:
     async def _drain(self, grace_seconds: float) -> None:
         """Wait for the running jobs to end and to be recorded."""
         deadline = time.monotonic() + grace_seconds
-        while (self._slots or self._finisher.unflushed) and not self._stop_now.is_set():
+        while (self._slots or self._events.holding or self._finisher.unflushed) and not self._stop_now.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 return
             self._slots.room.clear()
             await wait(self._slots.room, left)
 
-    async def _clean_up(self, ending: list[asyncio.Task[None]], background: list[asyncio.Task[None]]) -> None:
+    async def _clean_up(
+        self, storing: asyncio.Task[None], ending: list[asyncio.Task[None]], background: list[asyncio.Task[None]]
+    ) -> None:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
         self._stop.set()
         for link in self._links:
@@ -293,6 +314,9 @@ class Worker:
         if self._slots:
             log.warning("worker %s hands back %d running jobs", self.id, len(self._slots))
             await self._slots.all_free(CANCEL_PATIENCE_SECONDS + 0.2)
+        self._events.close()
+        await asyncio.wait([storing], timeout=STORING_SECONDS)
+        self._events.give_up()
         self._finisher.close()
         await asyncio.wait(ending, timeout=CLEANUP_SECONDS)
         for link in self._links:

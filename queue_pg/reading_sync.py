@@ -1,0 +1,95 @@
+# Generated from queue_pg/reading.py by tools/async_to_sync.py; change that file and run the tool.
+# fmt: off
+# ruff: noqa: E501, I001, RUF100, SIM117
+"""A job's events, for readers of a Queue: one page, all of them as they come, and the log.
+
+`reading_sync.py` is generated from this file by tools/async_to_sync.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+
+from queue_pg import arguments, rows, store_sync as store
+from queue_pg.errors import JobNotFound
+from queue_pg.feed_sync import Feed, Following
+from queue_pg.models import EventPage, EventsRead, JobEvent, LogPage
+from queue_pg.wakeup import Wakeups
+
+
+class SyncReading(ABC):
+    """What Queue inherits for readers of events."""
+
+    org: str | None
+    wakeups: Wakeups
+    _feed: Feed | None
+
+    @abstractmethod
+    def connection(self) -> AbstractContextManager[Connection[Any]]:
+        """Lend a connection."""
+
+    def events(self, job_id: UUID | str, *, after: int = 0) -> Generator[JobEvent]:
+        """Give the events of a job, those that are there and then each as it comes, until the job's last one.
+
+        The list begins with number 1 and never changes: who was away goes on with `after` the last number seen. An
+        outage that begins while reading is waited out. Raises JobNotFound.
+        """
+        with self.follow(job_id, after=after) as following:
+            while events := following.more():
+                for event in events:
+                    yield rows.event(event)
+
+    def follow(self, job_id: UUID | str, *, after: int = 0) -> Following:
+        """Follow a job's events with time-outs, page by page; `events` is easier."""
+        known, number = arguments.job_id(job_id), arguments.event_number("after", after)
+        if self._feed is None:
+            raise RuntimeError("The SyncQueue is not open: use `with SyncQueue(...)`, or call `open()` first.")
+        return self._feed.join(known, number)
+
+    def events_page(self, job_id: UUID | str, *, after: int = 0, limit: int = 1000) -> EventPage:
+        """Return the events of a job that are there now, at most `limit` after a number. Raises JobNotFound."""
+        known, number = arguments.job_id(job_id), arguments.event_number("after", after)
+        arguments.page_size(limit)
+        with self.connection() as conn:
+            [read] = store.read_events(conn, [(known, number)], max_events=limit)
+            if read is None:
+                # A job that moved into a partition made in this very moment is seen by the next statement only.
+                [read] = store.read_events(conn, [(known, number)], max_events=limit)
+        if read is None or not self._may_see(read):
+            raise JobNotFound(known)
+        return EventPage(events=[rows.event(event) for event in read.events], state=read.state, last_seq=read.last_seq)
+
+    def logs(
+        self, job_id: UUID | str, *, from_seq: int = 1, limit: int = 100, stream: str | None = None
+    ) -> LogPage:
+        """Return log lines of a job from a number on, of one stream or of all. Raises JobNotFound."""
+        known, number = arguments.job_id(job_id), arguments.event_number("from_seq", from_seq)
+        arguments.page_size(limit)
+        arguments.check_filters(stream=stream)
+        self.events_page(known, after=arguments.MAX_EVENT_NUMBER, limit=1)
+        with self.connection() as conn:
+            lines = store.logs(conn, known, from_seq=number, limit=limit + 1, stream=stream)
+        return LogPage(lines=lines[:limit], next_seq=lines[limit].seq if len(lines) > limit else None)
+
+    # --- for Feed -----------------------------------------------------------------------------------------------------
+
+    def _open_feed(self) -> Feed:
+        return Feed(follow=self._mark_followed, read=self._read_events, wakeups=self.wakeups)
+
+    def _mark_followed(self, ids: Sequence[UUID]) -> None:
+        with self.connection() as conn:
+            store.follow(conn, ids)
+
+    def _read_events(self, places: Sequence[tuple[UUID, int]]) -> list[EventsRead | None]:
+        with self.connection() as conn:
+            found = store.read_events(conn, places)
+        return [read if read is not None and self._may_see(read) else None for read in found]
+
+    def _may_see(self, read: EventsRead) -> bool:
+        return self.org is None or read.org == self.org

@@ -1,0 +1,2 @@
+/* queue_pg:follow */
+select queue_pg.follow(%(ids)s::uuid[])

@@ -1,0 +1,2 @@
+/* queue_pg:observe */
+select queue_pg.observe(%(id)s::text) as observed

@@ -1,0 +1,2 @@
+/* queue_pg:unobserve */
+select queue_pg.unobserve(%(id)s::text)

@@ -8,9 +8,14 @@ from queue_pg.batch_model import Batch, BatchAction, BatchPage, BatchState
 from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
 from queue_pg.errors import (
+    ArtifactCorrupt,
+    ArtifactError,
+    ArtifactNotFound,
+    ArtifactTooLarge,
     BatchNotFound,
     ConfigError,
     DatabaseUnavailable,
+    InvalidArtifact,
     InvalidBatchTransition,
     InvalidJob,
     InvalidTransition,
@@ -34,6 +39,7 @@ from queue_pg.errors import (
     WaitTimeout,
 )
 from queue_pg.models import (
+    Artifact,
     Cancel,
     ClaimedJob,
     Dependencies,
@@ -65,6 +71,11 @@ except PackageNotFoundError:  # a checkout that nobody installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Artifact",
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactNotFound",
+    "ArtifactTooLarge",
     "Batch",
     "BatchAction",
     "BatchNotFound",
@@ -78,6 +89,7 @@ __all__ = [
     "Dependency",
     "EventPage",
     "Fail",
+    "InvalidArtifact",
     "InvalidBatchTransition",
     "InvalidJob",
     "InvalidTransition",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import mimetypes
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
@@ -12,7 +14,7 @@ from uuid import UUID
 from psycopg.conninfo import make_conninfo
 
 from queue_pg.dsn import normalise_dsn
-from queue_pg.errors import BatchNotFound, ConfigError, InvalidJob, JobNotFound
+from queue_pg.errors import BatchNotFound, ConfigError, InvalidArtifact, InvalidJob, JobNotFound
 from queue_pg.models import Job, JobState, Page
 from queue_pg.payloads import encode_json, error_object, sanitise_text
 from queue_pg.submission import MAX_ATTEMPTS, seconds
@@ -170,6 +172,50 @@ def error_text(error: Mapping[str, Any] | BaseException | str) -> str:
     else:
         made = error_object("error", error)
     return encode_json(made, field="error")
+
+
+# --- artifacts --------------------------------------------------------------------------------------------------------
+
+# An instance of its own knows what comes with Python alone, and so the same on every machine.
+_TYPES: Final = mimetypes.MimeTypes()
+
+
+def artifact_name(value: Any) -> None:
+    """Refuse what Postgres cannot take as text; what makes a name is functions/artifacts.sql's business."""
+    if not isinstance(value, str):
+        raise InvalidArtifact("name", f"must be a string, not {type(value).__name__}")
+    if "\x00" in value:
+        raise InvalidArtifact("name", "holds a NUL character")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise InvalidArtifact("name", "holds a lone surrogate, which is not text")
+
+
+def content_type(name: str, value: Any) -> str | None:
+    """Return the content type given, else the one that the name suggests; None: neither."""
+    if value is None:
+        guessed, encoding = _TYPES.guess_type(name.rpartition("/")[2])
+        # What is compressed is not of the type it will have.
+        return guessed if encoding is None else None
+    if not isinstance(value, str) or not value.isascii() or "\x00" in value:
+        raise InvalidArtifact("content_type", "must look like text/plain")
+    return value
+
+
+def sha256(value: Any) -> str | None:
+    """Return a hash given in hex, in lower case."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise InvalidArtifact("sha256", "must be 64 hexadecimal digits")
+    return value.lower()
+
+
+def check_content(found: str, found_size: int, *, sha256: str | None, size: int | None) -> None:
+    """Refuse a content that is not the one that was announced."""
+    if size is not None and found_size != size:
+        raise InvalidArtifact("size", f"the content has {found_size:,} bytes, not {size:,}")
+    if sha256 is not None and found != sha256:
+        raise InvalidArtifact("sha256", f"the content has the hash {found}, not {sha256}")
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

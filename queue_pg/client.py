@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import arguments, store
+from queue_pg.artifacts import AsyncArtifacts
 from queue_pg.batching import AsyncBatching
 from queue_pg.bulk import AsyncBulk
 from queue_pg.chunks import chunks_async, name_position
@@ -52,7 +53,7 @@ Pool = AsyncConnectionPool[Any]
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching):
+class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching, AsyncArtifacts):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:

@@ -18,6 +18,7 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from queue_pg import arguments, store_sync as store
+from queue_pg.artifacts_sync import SyncArtifacts
 from queue_pg.batching_sync import SyncBatching
 from queue_pg.bulk_sync import SyncBulk
 from queue_pg.chunks import chunks_sync, name_position
@@ -55,7 +56,7 @@ Pool = ConnectionPool[Any]
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching):
+class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching, SyncArtifacts):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:

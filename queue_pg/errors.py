@@ -13,6 +13,11 @@
     │   │   └── PayloadTooLarge
     │   ├── UnknownKind
     │   └── UniqueKeyConflict
+    ├── ArtifactError               an artifact was not stored, or cannot be read
+    │   ├── InvalidArtifact
+    │   ├── ArtifactTooLarge
+    │   ├── ArtifactNotFound
+    │   └── ArtifactCorrupt
     ├── JobNotFound                 no such job, or its retention has passed
     ├── ScheduleNotFound            no schedule has this name
     ├── ScheduleExists              a new schedule was to have the name of another one
@@ -172,6 +177,60 @@ class UniqueKeyConflict(SubmitError):
         self.field = "unique_key"
         self.unique_key = unique_key
         self.job_id = job_id
+
+
+class ArtifactError(QueuePgError):
+    """An artifact was not stored, or cannot be read."""
+
+    code = "artifact"
+
+
+class InvalidArtifact(ArtifactError):
+    """Name, content or another field of an artifact cannot be taken; nothing was stored."""
+
+    code = "invalid_artifact"
+    exit_code = 2
+
+    def __init__(self, field: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{field}: {reason}", hint=hint)
+        self.field = field
+        self.reason = reason
+
+
+class ArtifactTooLarge(InvalidArtifact):
+    """The artifact, or the job's artifacts together, are over a limit; nothing was stored."""
+
+    code = "artifact_too_large"
+
+    def __init__(self, field: str, reason: str, limit: int | None = None) -> None:
+        hint = "Limits: MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, MAX_JOB_ARTIFACT_BYTES."
+        super().__init__(field, reason, hint=hint)
+        self.limit = limit
+
+
+class ArtifactNotFound(ArtifactError):
+    """The job has no artifact of this name."""
+
+    code = "artifact_not_found"
+    exit_code = 4
+
+    def __init__(self, job_id: UUID | str, name: str) -> None:
+        super().__init__(f"Job {job_id} has no artifact {name!r}.", hint="List them, and look for the exact name.")
+        self.job_id = job_id
+        self.name = name
+
+
+class ArtifactCorrupt(ArtifactError):
+    """What is stored no longer has the hash it was stored under. `sha256` is the hash of the whole content."""
+
+    code = "artifact_corrupt"
+
+    def __init__(self, sha256: str, reason: str) -> None:
+        super().__init__(
+            f"The stored content {sha256} is corrupt: {reason}.", hint="Storing the same content again repairs it."
+        )
+        self.sha256 = sha256
+        self.reason = reason
 
 
 class JobNotFound(QueuePgError):

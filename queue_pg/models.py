@@ -401,12 +401,27 @@ class WhyWaiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file of a job. `sha256` is that of its content, in hex; `attempt` the one that left it, 0 before any."""
+
+    name: str
+    size: int
+    sha256: str
+    content_type: str
+    attempt: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceDefaults:
     """What a process's settings say for all jobs of the instance; None leaves the database's value as it is."""
 
     retention_seconds: float | None = None
     max_attempts: int | None = None
     timeout_seconds: float | None = None
+    max_artifact_bytes: int | None = None
+    max_artifacts: int | None = None
+    max_job_artifact_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

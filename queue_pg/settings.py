@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     max_payload_bytes: int = _from("MAX_PAYLOAD_BYTES", default=32 * MIB, ge=1, le=32 * MIB)
     unknown_kinds: Literal["auto", "refuse", "accept"] = _from("UNKNOWN_KINDS", default="auto")
 
+    # What artifacts may take, in the whole instance.
+    max_artifact_bytes: int | None = _from("MAX_ARTIFACT_BYTES", ge=0, le=1024 * 1024 * MIB)
+    max_artifacts: int | None = _from("MAX_ARTIFACTS", ge=0, le=1_000_000)
+    max_job_artifact_bytes: int | None = _from("MAX_JOB_ARTIFACT_BYTES", ge=0, le=1024 * 1024 * 1024 * MIB)
+
     # The HTTP API. `job_timeout_seconds` and `block_timeout_seconds` are the lease and the wait of GET-a-job requests.
     api_host: str = _from("API_HOST", default="127.0.0.1", min_length=1)
     api_port: int = _from("API_PORT", "PORT", default=8000, ge=0, le=65535)
@@ -86,6 +91,9 @@ class Settings(BaseSettings):
             retention_seconds=self.job_ttl_seconds,
             max_attempts=self.max_attempts,
             timeout_seconds=self.default_timeout_seconds,
+            max_artifact_bytes=self.max_artifact_bytes,
+            max_artifacts=self.max_artifacts,
+            max_job_artifact_bytes=self.max_job_artifact_bytes,
         )
 
     @classmethod

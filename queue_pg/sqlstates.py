@@ -17,8 +17,12 @@ import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from queue_pg.errors import (
+    ArtifactCorrupt,
+    ArtifactNotFound,
+    ArtifactTooLarge,
     BatchNotFound,
     DatabaseUnavailable,
+    InvalidArtifact,
     InvalidBatchTransition,
     InvalidJob,
     InvalidTransition,
@@ -156,6 +160,27 @@ def _invalid(facts: _Facts) -> QueuePgError:
     return InvalidJob(str(details.get("field", "job")), str(details.get("reason", facts.message)))
 
 
+def _artifact_refused(facts: _Facts) -> QueuePgError:
+    details = facts.details()
+    return InvalidArtifact(str(details.get("field", "artifact")), str(details.get("reason", facts.message)))
+
+
+def _artifact_too_large(facts: _Facts) -> QueuePgError:
+    details = facts.details()
+    field, reason = str(details.get("field", "artifact")), str(details.get("reason", facts.message))
+    return ArtifactTooLarge(field, reason, details.get("limit"))
+
+
+def _artifact_not_found(facts: _Facts) -> QueuePgError:
+    details = facts.details()
+    return ArtifactNotFound(_uuid(details.get("id")) or "", str(details.get("name", "")))
+
+
+def _artifact_corrupt(facts: _Facts) -> QueuePgError:
+    details = facts.details()
+    return ArtifactCorrupt(str(details.get("sha256", "")), str(details.get("reason", facts.message)))
+
+
 def _check(facts: _Facts) -> QueuePgError:
     constraint = facts.constraint or ""
     table, _, rest = constraint.partition("_")
@@ -199,6 +224,10 @@ _BY_SQLSTATE: Final[dict[str, Callable[[_Facts], QueuePgError]]] = {
     "QP005": _invalid,
     "QP020": _no_schedule,
     "QP021": _schedule_exists,
+    "QP030": _artifact_refused,
+    "QP031": _artifact_too_large,
+    "QP032": _artifact_not_found,
+    "QP033": _artifact_corrupt,
     "23505": _key_conflict,
     "23514": _check,
     "23502": _not_null,

@@ -24,13 +24,17 @@ from psycopg import AsyncConnection
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from queue_pg import default_queue, signatures
+from queue_pg import arguments, default_queue, signatures
+from queue_pg.artifacts import AsyncArtifactReader, upload_async
+from queue_pg.artifacts_sync import SyncArtifactReader, upload_sync
 from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
+from queue_pg.content import BlockingContent, Content
 from queue_pg.default_queue import use_queue
 from queue_pg.errors import InvalidJob
+from queue_pg.handler_artifacts import AsyncLinkCalls, SyncLinkCalls
 from queue_pg.handler_events import EventSink, SaysEvents
-from queue_pg.models import Job, Parents
+from queue_pg.models import Artifact, Job, Parents
 from queue_pg.schedules import Missed, TaskSchedule, Timing
 from queue_pg.submission import encode_kinds
 
@@ -369,6 +373,31 @@ class JobContext(SaysEvents):
         if self.link is None:
             raise RuntimeError(f'the handler of {self.kind!r} has no link to the database: it has run_in="process"')
         return self.link
+
+    async def artifact(self, name: str, content: Content, content_type: str | None = None) -> Artifact:
+        """Leave a file with the job: a path, bytes, a binary file or a stream of bytes; the same name replaces.
+
+        Raises LeaseLost when the job is no longer this worker's, InvalidArtifact, ArtifactTooLarge.
+        """
+        calls = AsyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        return await upload_async(calls, name, content, content_type=content_type)
+
+    def artifact_blocking(self, name: str, content: BlockingContent, content_type: str | None = None) -> Artifact:
+        """Do what `artifact` does, in a handler that runs in a thread."""
+        calls = SyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        return upload_sync(calls, name, content, content_type=content_type)
+
+    async def open_artifact(self, name: str) -> AsyncArtifactReader:
+        """Return a reader of an artifact of this job: an input, or what an earlier attempt has left."""
+        arguments.artifact_name(name)
+        calls = AsyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        return AsyncArtifactReader(calls, await calls.find(name))
+
+    def open_artifact_blocking(self, name: str) -> SyncArtifactReader:
+        """Do what `open_artifact` does, in a handler that runs in a thread."""
+        arguments.artifact_name(name)
+        calls = SyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        return SyncArtifactReader(calls, calls.find(name))
 
 
 # Those who run handlers give a function, so that the context of a handler that never asks for it is never made.

@@ -16,15 +16,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "store", "schedule_store", "batch_store", "pool", "waiting", "feed", "pulling", "reading", "scheduling", "batching",
-    "bulk", "client",
+    "store", "schedule_store", "batch_store", "artifact_store", "pool", "waiting", "feed", "pulling", "reading",
+    "scheduling", "batching", "artifacts", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
+    "AsyncArtifactReader": "SyncArtifactReader",
+    "AsyncArtifacts": "SyncArtifacts",
     "AsyncBackground": "SyncBackground",
     "AsyncBatch": "SyncBatch",
     "AsyncBatching": "SyncBatching",
     "AsyncBulk": "SyncBulk",
+    "AsyncCalls": "SyncCalls",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncCopy": "Copy",
@@ -36,16 +39,20 @@ NAMES = {
     "AsyncPulling": "SyncPulling",
     "AsyncReading": "SyncReading",
     "AsyncScheduling": "SyncScheduling",
+    "AsyncQueueCalls": "SyncQueueCalls",
     "AsyncSignal": "SyncSignal",
     "AsyncSlots": "SyncSlots",
+    "Content": "BlockingContent",
     "Queue": "SyncQueue",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
+    "__aiter__": "__iter__",
     "aclose": "close",
     "aclosing": "closing",
     "asynccontextmanager": "contextmanager",
     "batching": "batching_sync",
     "chunks_async": "chunks_sync",
+    "chunks_of_async": "chunks_of_sync",
     "connect_async": "connect",
     "each_async": "each_sync",
     "enter_async_context": "enter_context",
@@ -54,6 +61,8 @@ NAMES = {
     "pulling": "pulling_sync",
     "reading": "reading_sync",
     "scheduling": "scheduling_sync",
+    "saving_async": "saving_sync",
+    "upload_async": "upload_sync",
     "waiting": "waiting_sync",
 }
 HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.
@@ -68,6 +77,10 @@ LINES = {
         "from collections.abc import Collection, Generator, Iterable, Mapping, Sequence"
     ),
     "from queue_pg.bulk import AsyncBulk": "from queue_pg.bulk_sync import SyncBulk",
+    "from queue_pg import arguments, artifact_store": (
+        "from queue_pg import arguments, artifact_store_sync as artifact_store"
+    ),
+    "from queue_pg.artifacts import AsyncArtifacts": "from queue_pg.artifacts_sync import SyncArtifacts",
     "from queue_pg import callers, store": "from queue_pg import callers, store_sync as store",
     "from queue_pg import arguments, batch_store, callbacks": (
         "from queue_pg import arguments, callbacks\nfrom queue_pg import batch_store_sync as batch_store"
@@ -97,6 +110,7 @@ DOCSTRINGS = [
     (r"\basync with Queue", "with SyncQueue"),
     (r"\bwith `async ", "with `"),
     (r"\bawait ", ""),
+    (r"\basync for ", "for "),
     (r"\basync with ", "with "),
     (r"\bAsyncBulk\b", "SyncBulk"),
     (r"`Queue`", "`SyncQueue`"),

@@ -151,7 +151,10 @@ create or replace function queue_pg.configure(
   max_lease_losses integer default null,
   events_retention interval default null,
   notify boolean default null,
-  max_events integer default null) returns void
+  max_events integer default null,
+  max_artifact_bytes bigint default null,
+  max_artifacts integer default null,
+  max_job_artifact_bytes bigint default null) returns void
 language sql as $$
   update queue_pg.settings s set
     retention = coalesce(queue_pg.plain_interval(configure.retention), s.retention),
@@ -163,7 +166,10 @@ language sql as $$
     max_lease_losses = coalesce(configure.max_lease_losses, s.max_lease_losses),
     events_retention = coalesce(queue_pg.plain_interval(configure.events_retention), s.events_retention),
     notify = coalesce(configure.notify, s.notify),
-    max_events = coalesce(configure.max_events, s.max_events)
+    max_events = coalesce(configure.max_events, s.max_events),
+    max_artifact_bytes = coalesce(configure.max_artifact_bytes, s.max_artifact_bytes),
+    max_artifacts = coalesce(configure.max_artifacts, s.max_artifacts),
+    max_job_artifact_bytes = coalesce(configure.max_job_artifact_bytes, s.max_job_artifact_bytes)
 $$;
 
 comment on function queue_pg.configure is 'Sets instance-wide defaults; null leaves a value as it is.';

@@ -52,7 +52,9 @@ begin
     return;
   end if;
   v_name := format('%s_%s', parent, to_char(v_from at time zone 'utc', 'YYYYMMDD"t"HH24MISS'));
-  execute format('create table queue_pg.%I (like queue_pg.%I including defaults including constraints including indexes)',
+  execute format(
+    'create table queue_pg.%I '
+    '(like queue_pg.%I including defaults including constraints including indexes including compression)',
     v_name, parent);
   execute format('alter table queue_pg.%I replica identity full', v_name);
   -- Against writers, not readers, and as late as can be. A row on its way to the default partition while its range gets
@@ -232,6 +234,12 @@ begin
   exception
     when lock_not_available or deadlock_detected then null;
     when others then raise warning 'queue_pg.sweep: %', sqlerrm;
+  end;
+  begin
+    v_more := queue_pg.sweep_artifacts() or v_more;
+  exception
+    when lock_not_available or deadlock_detected then null;
+    when others then raise warning 'queue_pg.sweep_artifacts: %', sqlerrm;
   end;
 
   for v_parent, v_retention in

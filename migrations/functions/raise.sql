@@ -74,3 +74,46 @@ begin
     detail = jsonb_build_object('batch_id', id, 'action', action, 'state', state)::text;
 end
 $$;
+
+create or replace function queue_pg.raise_artifact_refused(field text, reason text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP030', message = format('artifact %s: %s', field, reason),
+    detail = jsonb_build_object('field', field, 'reason', reason)::text;
+end
+$$;
+
+create or replace function queue_pg.raise_artifact_too_large(field text, reason text, most bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP031', message = format('artifact %s: %s', field, reason),
+    detail = jsonb_build_object('field', field, 'reason', reason, 'limit', most)::text,
+    hint = 'The limits are in queue_pg.settings; queue_pg.configure() changes them.';
+end
+$$;
+
+create or replace function queue_pg.raise_artifact_not_found(id uuid, name text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP032', message = format('job %s has no artifact %L', id, name),
+    detail = jsonb_build_object('id', id, 'name', name)::text,
+    hint = 'select * from queue_pg.list_artifacts(id) shows what it has.';
+end
+$$;
+
+create or replace function queue_pg.raise_artifact_corrupt(sha256 bytea, reason text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP033',
+    message = format('the stored content %s is corrupt: %s', encode(sha256, 'hex'), reason),
+    detail = jsonb_build_object('sha256', encode(sha256, 'hex'), 'reason', reason)::text;
+end
+$$;

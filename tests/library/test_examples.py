@@ -12,6 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PRINTED = {
+    "artifacts.py": """input/words.txt 8 text/plain 0
+output/words.txt 8 text/plain 1
+b'ONE\\nTWO\\n'
+""",
     "batches.py": """submitted: 3 jobs are queued
 report: import failed, 2 of 3 loaded
 failed: 100 % ended, 1 failed

@@ -52,6 +52,9 @@ def test_defaults() -> None:
         ("ZBRAIN_DEFAULT_TIMEOUT", "300", "default_timeout_seconds", 300.0),
         ("JOB_TTL_SECONDS", "3600", "job_ttl_seconds", 3600.0),
         ("MAX_PAYLOAD_BYTES", "1000", "max_payload_bytes", 1000),
+        ("MAX_ARTIFACT_BYTES", "1000", "max_artifact_bytes", 1000),
+        ("MAX_ARTIFACTS", "7", "max_artifacts", 7),
+        ("MAX_JOB_ARTIFACT_BYTES", "2000", "max_job_artifact_bytes", 2000),
         ("UNKNOWN_KINDS", "refuse", "unknown_kinds", "refuse"),
         ("API_HOST", "0.0.0.0", "api_host", "0.0.0.0"),  # noqa: S104 - a value, nothing listens
         ("API_PORT", "5000", "api_port", 5000),

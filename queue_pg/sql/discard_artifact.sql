@@ -1,0 +1,2 @@
+/* queue_pg:discard_artifact */
+select queue_pg.discard_artifact(%(upload_id)s::uuid)

@@ -15,9 +15,11 @@ from queue_pg.errors import (
     BatchNotFound,
     ConfigError,
     DatabaseUnavailable,
+    EventTimeout,
     InvalidArtifact,
     InvalidBatchTransition,
     InvalidJob,
+    InvalidStep,
     InvalidTransition,
     JobCancelled,
     JobFailed,
@@ -57,12 +59,14 @@ from queue_pg.models import (
     Parent,
     QueueStats,
     Snooze,
+    Step,
     Submitted,
     WhyWaiting,
     WorkerInfo,
 )
 from queue_pg.payloads import Unreadable
 from queue_pg.schedules import NewSchedule, Schedule, Timing
+from queue_pg.suspension import Suspended
 from queue_pg.tasks import JobContext, Task, Tasks, current_job, task, use_queue
 
 try:
@@ -88,10 +92,12 @@ __all__ = [
     "Dependencies",
     "Dependency",
     "EventPage",
+    "EventTimeout",
     "Fail",
     "InvalidArtifact",
     "InvalidBatchTransition",
     "InvalidJob",
+    "InvalidStep",
     "InvalidTransition",
     "Job",
     "JobCancelled",
@@ -122,8 +128,10 @@ __all__ = [
     "SchemaError",
     "SchemaTooNew",
     "Snooze",
+    "Step",
     "SubmitError",
     "Submitted",
+    "Suspended",
     "SyncQueue",
     "Task",
     "Tasks",

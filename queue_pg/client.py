@@ -44,6 +44,7 @@ from queue_pg.pulling import AsyncPulling
 from queue_pg.reading import AsyncReading
 from queue_pg.scheduling import AsyncScheduling
 from queue_pg.sqlstates import translated
+from queue_pg.stepping import AsyncStepping
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting import Waiting
 from queue_pg.wakeup import EVENTS, RESULT, Wakeups
@@ -53,7 +54,7 @@ Pool = AsyncConnectionPool[Any]
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching, AsyncArtifacts):
+class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBatching, AsyncArtifacts):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:
@@ -292,6 +293,7 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching, AsyncArt
         batch_id: UUID | str | None = None,
         parent_id: UUID | str | None = None,
         unique_key: str | None = None,
+        rerun_of: UUID | str | None = None,
         limit: int = 50,
         cursor: str | None = None,
         with_payload: bool = False,
@@ -304,6 +306,7 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching, AsyncArt
         limit = arguments.page_size(limit)
         wanted_state, before = arguments.state(state), arguments.before(cursor)
         batch, parent = arguments.filter_id("batch_id", batch_id), arguments.filter_id("parent_id", parent_id)
+        origin = arguments.filter_id("rerun_of", rerun_of)
         async with self.connection() as conn:
             jobs = await store.list_jobs(
                 conn,
@@ -317,6 +320,7 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching, AsyncArt
                 batch_id=batch,
                 parent_id=parent,
                 unique_key=unique_key,
+                rerun_of=origin,
                 before=before,
             )
         return arguments.page(jobs, limit)
@@ -366,12 +370,15 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncBatching, AsyncArt
             raise JobNotFound(known)
         return job
 
-    async def retry(self, job_id: UUID | str, max_attempts: int | None = None) -> Job:
-        """Put a failed or cancelled job back into its queue. Raises InvalidTransition for any other state."""
+    async def retry(self, job_id: UUID | str, max_attempts: int | None = None, *, fresh: bool = False) -> Job:
+        """Put a failed or cancelled job back into its queue. Raises InvalidTransition for any other state.
+
+        It goes on after the steps that it has finished; with `fresh` it does them again.
+        """
         known = arguments.job_id(job_id)
         arguments.max_attempts(max_attempts)
         async with self.connection() as conn:
-            job = await store.retry(conn, known, max_attempts=max_attempts, org=self.org)
+            job = await store.retry(conn, known, max_attempts=max_attempts, fresh=fresh, org=self.org)
         if job is None:
             raise JobNotFound(known)
         return job

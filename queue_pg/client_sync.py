@@ -47,6 +47,7 @@ from queue_pg.pulling_sync import SyncPulling
 from queue_pg.reading_sync import SyncReading
 from queue_pg.scheduling_sync import SyncScheduling
 from queue_pg.sqlstates import translated
+from queue_pg.stepping_sync import SyncStepping
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.waiting_sync import Waiting
 from queue_pg.wakeup import EVENTS, RESULT, Wakeups
@@ -56,7 +57,7 @@ Pool = ConnectionPool[Any]
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching, SyncArtifacts):
+class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncStepping, SyncBatching, SyncArtifacts):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:
@@ -295,6 +296,7 @@ class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching, SyncArti
         batch_id: UUID | str | None = None,
         parent_id: UUID | str | None = None,
         unique_key: str | None = None,
+        rerun_of: UUID | str | None = None,
         limit: int = 50,
         cursor: str | None = None,
         with_payload: bool = False,
@@ -307,6 +309,7 @@ class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching, SyncArti
         limit = arguments.page_size(limit)
         wanted_state, before = arguments.state(state), arguments.before(cursor)
         batch, parent = arguments.filter_id("batch_id", batch_id), arguments.filter_id("parent_id", parent_id)
+        origin = arguments.filter_id("rerun_of", rerun_of)
         with self.connection() as conn:
             jobs = store.list_jobs(
                 conn,
@@ -320,6 +323,7 @@ class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching, SyncArti
                 batch_id=batch,
                 parent_id=parent,
                 unique_key=unique_key,
+                rerun_of=origin,
                 before=before,
             )
         return arguments.page(jobs, limit)
@@ -369,12 +373,15 @@ class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncBatching, SyncArti
             raise JobNotFound(known)
         return job
 
-    def retry(self, job_id: UUID | str, max_attempts: int | None = None) -> Job:
-        """Put a failed or cancelled job back into its queue. Raises InvalidTransition for any other state."""
+    def retry(self, job_id: UUID | str, max_attempts: int | None = None, *, fresh: bool = False) -> Job:
+        """Put a failed or cancelled job back into its queue. Raises InvalidTransition for any other state.
+
+        It goes on after the steps that it has finished; with `fresh` it does them again.
+        """
         known = arguments.job_id(job_id)
         arguments.max_attempts(max_attempts)
         with self.connection() as conn:
-            job = store.retry(conn, known, max_attempts=max_attempts, org=self.org)
+            job = store.retry(conn, known, max_attempts=max_attempts, fresh=fresh, org=self.org)
         if job is None:
             raise JobNotFound(known)
         return job

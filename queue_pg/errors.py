@@ -25,6 +25,8 @@
     ├── InvalidTransition           the job's state does not allow the action
     │   └── InvalidBatchTransition  the batch's does not
     ├── LeaseLost                   a worker wrote with a lease it no longer holds
+    ├── InvalidStep                 a step of a handler makes no sense, or its result cannot be kept
+    ├── EventTimeout                the event that a handler waited for did not come in time; a TimeoutError too
     ├── WaitTimeout                 the job had not ended in time; it goes on
     └── JobUnsuccessful             raised by `Queue.result` for a job that ended otherwise than `completed`
         ├── JobFailed
@@ -285,8 +287,10 @@ class InvalidTransition(QueuePgError):
     code = "wrong_state"
     exit_code = 6
 
-    def __init__(self, job_id: UUID | str, action: str, state: str, *, noun: str = "job") -> None:
-        super().__init__(f"Cannot {action} {noun} {job_id}: it is {state}.")
+    def __init__(
+        self, job_id: UUID | str, action: str, state: str, *, noun: str = "job", reason: str | None = None
+    ) -> None:
+        super().__init__(f"Cannot {action} {noun} {job_id}: {reason or f'it is {state}'}.")
         self.job_id = job_id
         self.action = action
         self.state = state
@@ -314,6 +318,28 @@ class LeaseLost(QueuePgError):
         )
         self.job_id = job_id
         self.state = state
+
+
+class InvalidStep(QueuePgError):
+    """A step of a handler makes no sense, or its result cannot be kept. No retry can help."""
+
+    code = "invalid_step"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"step {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class EventTimeout(QueuePgError, TimeoutError):
+    """The event that a handler waited for did not come in time. Uncaught, it fails the job for good."""
+
+    code = "event_timeout"
+
+    def __init__(self, job_id: UUID, event: str) -> None:
+        super().__init__(f"The event {event!r} did not come in time.")
+        self.job_id = job_id
+        self.event = event
 
 
 class WaitTimeout(QueuePgError):

@@ -87,6 +87,7 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    rerun_of: UUID | None
 
     @property
     def finished(self) -> bool:
@@ -133,6 +134,24 @@ class LeasedJob(NamedTuple):
     timeout_seconds: float
     tags: list[str] | None
     traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step of a job, by `name`. Without `finished_at` the job waits, or waited, for it.
+
+    `type` is step (`result` is what its function returned), sleep, or event (`result` is the payload of the signal).
+    `until` is the end of a sleep or of the wait for an event; `timed_out`: the event had not come by then.
+    """
+
+    name: str
+    type: str
+    result: Any
+    timed_out: bool
+    until: datetime | None
+    attempt: int
+    begun_at: datetime
+    finished_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +328,8 @@ class Appended:
 class Outcome(NamedTuple):
     """How a claimed job ends, as one entry of `queue_pg.finish`. `result` and `error` are JSON text.
 
-    `outcome` is complete, fail (retried while attempts are left), discard (fail, never retried), snooze and release
-    (back to the queue, burning no attempt) or cancel. `delay` is for fail and snooze.
+    `outcome` is complete, fail (retried while attempts are left), discard (fail, never retried), snooze, wait (for what
+    its steps wait for) and release (back to the queue, burning no attempt) or cancel. `delay` is for fail and snooze.
     """
 
     id: UUID | str

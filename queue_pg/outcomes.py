@@ -13,9 +13,10 @@ from uuid import UUID
 
 from pydantic_core import to_jsonable_python
 
-from queue_pg.errors import InvalidJob
+from queue_pg.errors import EventTimeout, InvalidJob, InvalidStep
 from queue_pg.models import Cancel, Fail, Outcome, Snooze
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, encode_json, error_object, sanitise_text
+from queue_pg.suspension import is_suspension
 
 MAX_DELAY: Final = timedelta(days=365)
 
@@ -52,7 +53,16 @@ def of_return(
 
 
 def of_error(job_id: UUID | str, lease_token: int, error: BaseException) -> Outcome:
-    """Return the outcome for an exception that a handler raised: a failed attempt, retried while attempts are left."""
+    """Return the outcome for an exception that a handler raised: a failed attempt, retried while attempts are left.
+
+    Suspended is no failure: the job waits. What the next attempt would meet again is not retried.
+    """
+    if is_suspension(error):
+        return Outcome(job_id, lease_token, "wait")
+    if isinstance(error, InvalidStep):
+        return discarded(job_id, lease_token, error.code, error.message, step=error.name)
+    if isinstance(error, EventTimeout):
+        return discarded(job_id, lease_token, error.code, error.message, event=error.event)
     stored = _error(type(error).__name__, error, {"traceback": _traceback(error)})
     return Outcome(id=job_id, lease_token=lease_token, outcome="fail", error=stored)
 

@@ -17,6 +17,7 @@ from queue_pg.models import (
     JobState,
     KindInfo,
     LogLine,
+    Step,
     StoredEvent,
 )
 from queue_pg.payloads import decode_or_mark
@@ -31,7 +32,7 @@ def job(row: Mapping[str, Any]) -> Job:
     timeout_seconds = found.pop("timeout_seconds")
     for name in ("run_at", "lease_expires_at", "expires_at", "created_at", "started_at", "finished_at"):
         found[name] = _moment(found[name])
-    for name in ("id", "parent_id", "batch_id"):
+    for name in ("id", "parent_id", "batch_id", "rerun_of"):
         found[name] = None if found[name] is None else UUID(found[name])
     found["state"] = JobState(found["state"])
     return Job(
@@ -42,6 +43,11 @@ def job(row: Mapping[str, Any]) -> Job:
         error=decode_or_mark(row["error"]),
         metadata=decode_or_mark(row["metadata"]),
     )
+
+
+def step(row: Mapping[str, Any]) -> Step:
+    """Return a step of a row of sql/steps.sql."""
+    return Step(**{**row, "result": decode_or_mark(row["result"])})
 
 
 def kind(row: Mapping[str, Any]) -> KindInfo:

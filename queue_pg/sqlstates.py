@@ -132,7 +132,7 @@ def _wrong_state(facts: _Facts) -> QueuePgError:
     action, state = str(details.get("action", "change")), str(details.get("state", "in another state"))
     if "batch_id" in details:
         return InvalidBatchTransition(_uuid(details["batch_id"]) or "", action, state)
-    return InvalidTransition(_uuid(details.get("id")) or "", action, state)
+    return InvalidTransition(_uuid(details.get("id")) or "", action, state, reason=details.get("reason"))
 
 
 def _lease_lost(facts: _Facts) -> QueuePgError:

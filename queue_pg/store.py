@@ -101,6 +101,7 @@ async def list_jobs(
     batch_id: UUID | None = None,
     parent_id: UUID | None = None,
     unique_key: str | None = None,
+    rerun_of: UUID | None = None,
     before: UUID | None = None,
 ) -> list[Job]:
     """Return up to `limit` jobs newest first, those with an id below `before`. Filters that are None don't apply."""
@@ -113,6 +114,7 @@ async def list_jobs(
         "batch_id": batch_id,
         "parent_id": parent_id,
         "unique_key": unique_key,
+        "rerun_of": rerun_of,
         "before": before,
         "limit": limit,
         "with_payload": with_payload,
@@ -229,10 +231,15 @@ async def cancel(
 
 
 async def retry(
-    conn: AsyncConnection[Any], job_id: UUID, *, max_attempts: int | None = None, org: str | None = None
+    conn: AsyncConnection[Any],
+    job_id: UUID,
+    *,
+    max_attempts: int | None = None,
+    fresh: bool = False,
+    org: str | None = None,
 ) -> Job | None:
     """Put a failed or cancelled job back; None: no such job in this org. Another state raises QP002."""
-    found = await _all(conn, "retry", {"id": job_id, "max_attempts": max_attempts, "org": org})
+    found = await _all(conn, "retry", {"id": job_id, "max_attempts": max_attempts, "fresh": fresh, "org": org})
     return rows.job(found[0]) if found else None
 
 

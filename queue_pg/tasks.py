@@ -36,6 +36,7 @@ from queue_pg.handler_artifacts import AsyncLinkCalls, SyncLinkCalls
 from queue_pg.handler_events import EventSink, SaysEvents
 from queue_pg.models import Artifact, Job, Parents
 from queue_pg.schedules import Missed, TaskSchedule, Timing
+from queue_pg.steps import StepLog
 from queue_pg.submission import encode_kinds
 
 __all__ = [
@@ -367,6 +368,47 @@ class JobContext(SaysEvents):
     traceparent: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     link: HandlerLink | None = field(default=None, repr=False, compare=False)
+    step_log: StepLog = field(default_factory=StepLog, repr=False, compare=False)
+
+    async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Return what `fn(*args, **kwargs)` returned in an earlier attempt; if there is none, call it and keep that.
+
+        `fn` may be async. Its result is kept as JSON, 1 MiB at most, and always comes back as JSON has it: a tuple as a
+        list. Raises InvalidStep, and LeaseLost when another worker may have the job.
+        """
+        return await self.step_log.step(self, name, fn, args, kwargs)
+
+    def step_blocking(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do what `step` does, in a thread."""
+        return self.step_log.step_blocking(self, name, fn, args, kwargs)
+
+    async def sleep(
+        self, duration: timedelta | float | None = None, *, until: datetime | None = None, name: str | None = None
+    ) -> None:
+        """Sleep for a timedelta or seconds, or until a moment, without holding the worker's slot.
+
+        Unless that is over the handler is left here, by Suspended, and runs again from its start then. Without a name
+        the sleeps of a handler are `sleep 1`, `sleep 2` in the order in which they are reached.
+        """
+        await self.step_log.sleep(self, duration, until, name)
+
+    def sleep_blocking(
+        self, duration: timedelta | float | None = None, *, until: datetime | None = None, name: str | None = None
+    ) -> None:
+        """Do what `sleep` does, in a thread."""
+        self.step_log.sleep_blocking(self, duration, until, name)
+
+    async def wait_for_event(self, name: str, timeout: timedelta | float | None = None) -> Any:
+        """Return the payload of the signal `name` to this job (`queue.signal`), without holding the worker's slot.
+
+        Unless it has come the handler is left here, by Suspended, and runs again from its start when it does. Raises
+        EventTimeout when it has not come within `timeout` from when this was first reached.
+        """
+        return await self.step_log.wait_for_event(self, name, timeout)
+
+    def wait_for_event_blocking(self, name: str, timeout: timedelta | float | None = None) -> Any:
+        """Do what `wait_for_event` does, in a thread."""
+        return self.step_log.wait_for_event_blocking(self, name, timeout)
 
     def linked(self) -> HandlerLink:
         """Return `link`. Raises RuntimeError where there is none."""

@@ -27,11 +27,12 @@ from queue_pg.handler_events import EventSink, RunningJob
 from queue_pg.models import Appended, ClaimedJob, Job, JobState, NewEvent, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json
 from queue_pg.statements import statement
+from queue_pg.suspension import Suspended
 from queue_pg.tasks import JobContext, Task, Tasks, default_tasks, job_context
 
-WORKER_ID: Final = "queue_pg.testing"
-
 T = TypeVar("T")
+
+WORKER_ID: Final = "queue_pg.testing"
 
 
 async def drain(
@@ -44,8 +45,8 @@ async def drain(
     """Run what is queued and due until nothing is, and return the jobs run, in order, as they are now.
 
     Jobs go through the real claim and finish, one after the other, in this process and event loop. Jobs that handlers
-    submit run too; a job that is retried later does not, until the clock says so. Runs the kinds of `tasks`
-    (default_tasks unless given) in `queues` (all unless given). Raises RuntimeError after `max_jobs` runs.
+    submit run too; a job that is retried later, or waits, does not, until the clock or a signal says so. Runs the kinds
+    of `tasks` (default_tasks unless given) in `queues` (all unless given). Raises RuntimeError after `max_jobs` runs.
     """
     known = default_tasks if tasks is None else tasks
     ran: dict[Any, None] = {}
@@ -105,14 +106,14 @@ async def run(task: Task[..., Any], claimed: ClaimedJob, queue: Queue | None = N
         metadata=metadata,
         tags=claimed.tags,
         traceparent=claimed.traceparent,
-        link=None if queue is None else _QueueLink(queue),
+        link=None if queue is None or task.run_in == "process" else _QueueLink(queue),
     )
     try:
         with job_context(context):
             value: Any = task.fn(**arguments)
             if task.is_async:
                 value = await value
-    except Exception as error:
+    except (Exception, Suspended, BaseExceptionGroup) as error:
         return outcomes.of_error(claimed.id, claimed.lease_token, error)
     return outcomes.of_return(claimed.id, claimed.lease_token, value)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "store", "schedule_store", "batch_store", "artifact_store", "pool", "waiting", "feed", "pulling", "reading",
-    "scheduling", "batching", "artifacts", "bulk", "client",
+    "store", "schedule_store", "batch_store", "artifact_store", "step_store", "pool", "waiting", "feed", "pulling",
+    "reading", "scheduling", "stepping", "batching", "artifacts", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
@@ -42,6 +42,7 @@ NAMES = {
     "AsyncQueueCalls": "SyncQueueCalls",
     "AsyncSignal": "SyncSignal",
     "AsyncSlots": "SyncSlots",
+    "AsyncStepping": "SyncStepping",
     "Content": "BlockingContent",
     "Queue": "SyncQueue",
     "__aenter__": "__enter__",
@@ -63,6 +64,7 @@ NAMES = {
     "scheduling": "scheduling_sync",
     "saving_async": "saving_sync",
     "upload_async": "upload_sync",
+    "stepping": "stepping_sync",
     "waiting": "waiting_sync",
 }
 HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.
@@ -95,6 +97,7 @@ LINES = {
     "from queue_pg import arguments, schedule_store": (
         "from queue_pg import arguments, schedule_store_sync as schedule_store"
     ),
+    "from queue_pg import arguments, step_store": "from queue_pg import arguments, step_store_sync as step_store",
     "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
     "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",
     "from queue_pg import arguments, rows, store": "from queue_pg import arguments, rows, store_sync as store",

@@ -45,6 +45,7 @@ class JobSummary(Answer):
     batch_id: UUID | None
     traceparent: str | None
     lease_expires_at: datetime | None
+    rerun_of: UUID | None = Field(description="The job that this one runs again.")
 
 
 class JobAnswer(JobSummary):
@@ -98,6 +99,27 @@ class BatchActionAnswer(Answer):
     jobs: int = Field(description="How many were cancelled, or put back.")
     done: bool = Field(description="False: it took too long; send the request again to go on.")
     batch: BatchAnswer
+
+
+class StepAnswer(Answer):
+    name: str
+    type: Literal["step", "sleep", "event"]
+    result: Any = Field(description="What the step returned, or the payload of the signal.")
+    timed_out: bool = Field(description="The event did not come in time.")
+    until: datetime | None = Field(description="End of a sleep or of the wait for an event; null: none.")
+    attempt: int = Field(description="The attempt that reached it last.")
+    begun_at: datetime
+    finished_at: datetime | None = Field(description="Null: the job waits, or waited, for it.")
+
+
+class StepsAnswer(Answer):
+    steps: list[StepAnswer]
+
+
+class SignalAnswer(Answer):
+    id: UUID
+    name: str
+    created: bool = Field(description="False: a signal of this name came before, and counts.")
 
 
 class SubmittedJob(Answer):

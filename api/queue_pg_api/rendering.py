@@ -9,7 +9,7 @@ from uuid import UUID
 
 from queue_pg.batch_model import Batch
 from queue_pg.gathering import StoredJob
-from queue_pg.models import ClaimedJob, Job, JobState, QueueStats, WorkerInfo
+from queue_pg.models import ClaimedJob, Job, JobState, QueueStats, Step, WorkerInfo
 from queue_pg.payloads import Unreadable, error_object
 from queue_pg.submission import CheckedJob
 from queue_pg_api.answers import CerebroStatus
@@ -60,6 +60,7 @@ def job_summary(job: Job) -> dict[str, Any]:
         "batch_id": text_or_none(job.batch_id),
         "traceparent": job.traceparent,
         "lease_expires_at": timestamp(job.lease_expires_at),
+        "rerun_of": text_or_none(job.rerun_of),
     }
 
 
@@ -100,11 +101,26 @@ def new_job_json(job: CheckedJob, stored: StoredJob) -> str:
             "batch_id": None,
             "traceparent": terms.traceparent,
             "lease_expires_at": None,
+            "rerun_of": None,
         },
         ensure_ascii=False,
         separators=(",", ":"),
     )
     return f'{rest[:-1]},"metadata":{terms.metadata},"payload":{payload.decode()},"result":null}}'
+
+
+def step_json(step: Step) -> dict[str, Any]:
+    """Render a step of a job."""
+    return {
+        "name": step.name,
+        "type": step.type,
+        "result": json_or_mark(step.result),
+        "timed_out": step.timed_out,
+        "until": timestamp(step.until),
+        "attempt": step.attempt,
+        "begun_at": timestamp(step.begun_at),
+        "finished_at": timestamp(step.finished_at),
+    }
 
 
 def claimed_json(job: ClaimedJob) -> str:

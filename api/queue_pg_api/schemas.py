@@ -228,6 +228,7 @@ class JobFilter(Query):
     parent: UUID | None = None
     tag: Name | None = None
     key: Key | None = Field(None, description="The unique key.")
+    rerun_of: UUID | None = Field(None, description="Only reruns of this job.")
     limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
     cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
 
@@ -243,7 +244,30 @@ class CancelBody(Body):
 
 
 class RetryBody(Body):
-    max_attempts: Attempts | None = Field(None, description="New limit; default: one more attempt at least.")
+    max_attempts: Attempts | None = Field(None, description="Attempts from now on; default: as many as it had.")
+    fresh: bool = Field(False, description="True: do the steps again that it has finished.")
+
+
+class SignalBody(Body):
+    payload: Any = Field(None, description="What `wait_for_event` returns to the handler.")
+
+
+class RerunBody(Body):
+    """What the new job is to have otherwise than its origin."""
+
+    payload: Any = Field(None, description="Replaces the payload; null: the origin's.")
+    payload_patch: dict[str, Any] | None = Field(
+        None, description="Merged into the payload, null removing a field (RFC 7396). Excludes `payload`."
+    )
+    model: Name | None = Field(None, description="The `model` in the payload of a job of kind chat.")
+    queue: Name | None = None
+    priority: Priority | None = None
+    run_at: Timestamp | None = Field(None, description="Not before this time.")
+    delay_seconds: Seconds | None = Field(None, description="Not before this long from now. Excludes `run_at`.")
+    max_attempts: Attempts | None = None
+    timeout_seconds: TimeoutSeconds | None = Field(None, description="Of one attempt.")
+    tags: Annotated[list[Name], Field(max_length=64)] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class ClaimBody(Body):

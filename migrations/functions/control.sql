@@ -40,9 +40,12 @@ $$;
 comment on function queue_pg.cancel is 'Ends an unfinished job as cancelled, a running one too.';
 
 -- Puts a failed or cancelled job back into its queue with its attempts counted anew; the fence goes on from where it
--- was. Any other state raises QP002. A deadline that has passed is dropped: whoever retries wants it run.
+-- was. Any other state raises QP002. A deadline that has passed is dropped: whoever retries wants it run. Finished steps
+-- are kept, so that it goes on after the last one; `fresh`: they are done again. A job that failed because an event did
+-- not come in time waits for it anew.
 -- One that ended while it waited for parents waits for those that live again, and takes the others as they are.
-create or replace function queue_pg.retry(id uuid, max_attempts integer default null) returns setof queue_pg.all_jobs
+create or replace function queue_pg.retry(id uuid, max_attempts integer default null, fresh boolean default false)
+returns setof queue_pg.all_jobs
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -79,7 +82,8 @@ begin
 
   insert into queue_pg.jobs (
     id, run_at, created_at, lease_token, logged_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload,
-    error, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, parents_left, state)
+    error, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, rerun_of,
+    parents_left, state)
   values (
     -- The attempts so far are told already; the next one begins with the next token.
     v_job.id, v_now, v_job.created_at, v_job.lease_token, v_job.lease_token, coalesce(retry.max_attempts, v_job.max_attempts),
@@ -88,10 +92,16 @@ begin
     -- A key that meanwhile names another job stays with that one.
     (select u.unique_key from queue_pg.unique_keys u
       where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id),
-    v_job.limit_key, v_job.parent_id, v_job.batch_id, v_job.tags, v_job.metadata, v_job.traceparent,
+    v_job.limit_key, v_job.parent_id, v_job.batch_id, v_job.tags, v_job.metadata, v_job.traceparent, v_job.rerun_of,
     -- None lives: looked at at once, below.
     coalesce(greatest(v_parents_left, 1), v_job.parents_left),
     case when v_parents_left is null then 'queued' else 'waiting' end::queue_pg.job_state);
+  if retry.fresh then
+    perform queue_pg.forget_steps(v_job.id);
+  elsif v_job.error ->> 'code' = 'event_timeout' then
+    delete from queue_pg.job_steps s
+    where s.job_id = v_job.id and s.name = v_job.error ->> 'event' and s.timed_out;
+  end if;
   perform queue_pg.record_events(
     array[v_job.id], array['retried'], array[jsonb_build_object('was', v_job.state, 'error', v_job.error)]);
   if v_parents_left = 0 then

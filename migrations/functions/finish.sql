@@ -35,6 +35,7 @@ $$;
 --   fail      retried after `delay`, else the kind's backoff, while attempts are left and the deadline allows
 --   discard   failed, never retried
 --   snooze    runs again after `delay`; burns no attempt
+--   wait      runs again when what it waits for is over, now if it is (see steps.sql); burns no attempt
 --   release   back to the queue now; burns no attempt
 --   cancel    ends as cancelled
 -- Rows are locked in the order of their ids, so that overlapping batches cannot deadlock. "Running" is tested as
@@ -67,14 +68,15 @@ declare
   v_errors jsonb[];
   v_run_at timestamptz[];
   v_outcomes text[];
+  v_tokens bigint[];
   v_ended boolean[];
 begin
   select o into v_unknown from unnest(outcomes) o
-  where o is null or o not in ('complete', 'fail', 'discard', 'snooze', 'release', 'cancel') limit 1;
+  where o is null or o not in ('complete', 'fail', 'discard', 'snooze', 'wait', 'release', 'cancel') limit 1;
   if found or cardinality(ids) is distinct from cardinality(outcomes)
     or cardinality(ids) is distinct from cardinality(lease_tokens) then
     perform queue_pg.raise_invalid('outcomes',
-      'one of complete, fail, discard, snooze, release, cancel for each id and lease_token');
+      'one of complete, fail, discard, snooze, wait, release, cancel for each id and lease_token');
   end if;
 
   if 'complete' = all (outcomes) then
@@ -101,7 +103,7 @@ begin
     order by i.id, i.nr
   ),
   held as materialized (
-    select j.id, j.attempt, j.expires_at, i.outcome, i.result, i.delay,
+    select j.id, j.attempt, j.expires_at, i.lease_token, i.outcome, i.result, i.delay,
       coalesce(i.error, '{"code": "error", "message": "no reason given"}') as error,
       coalesce(
         j.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind), v_settings.max_attempts
@@ -133,19 +135,32 @@ begin
   )
   select array_agg(d.id), array_agg(d.next_state), array_agg(case when d.outcome = 'complete' then d.result end),
     array_agg(case when d.outcome in ('fail', 'discard', 'cancel') then d.error end), array_agg(d.next_run_at),
-    array_agg(d.outcome), array_agg(d.next_state in ('completed', 'failed', 'cancelled'))
-  into v_ids, v_states, v_results, v_errors, v_run_at, v_outcomes, v_ended
+    array_agg(d.outcome), array_agg(d.lease_token), array_agg(d.next_state in ('completed', 'failed', 'cancelled'))
+  into v_ids, v_states, v_results, v_errors, v_run_at, v_outcomes, v_tokens, v_ended
   from decided d;
 
   if v_ids is not null then
+    if 'wait' = any (v_outcomes) then
+      -- In a statement after the one that waited for the rows' locks, so that it sees a signal that came meanwhile.
+      select array_agg(w.run_at order by w.nr),
+        array_agg(case when w.outcome = 'wait' and w.run_at > v_now then 'scheduled' else w.state end order by w.nr)
+      into v_run_at, v_states
+      from (
+        select u.nr, u.state, u.outcome,
+          case u.outcome when 'wait' then queue_pg.waits_until(u.id, u.token, v_now) else u.run_at end as run_at
+        from unnest(v_ids, v_states, v_run_at, v_outcomes, v_tokens) with ordinality
+          as u (id, state, run_at, outcome, token, nr)
+      ) w;
+    end if;
     if exists (select from unnest(v_outcomes) o where o <> 'complete') then
       perform queue_pg.record_events(e.ids, e.types, e.data) from (
         select array_agg(d.id) as ids, array_agg(d.type) as types, array_agg(d.data) as data
         from (
           select u.id,
             case u.outcome when 'fail' then 'failed' when 'discard' then 'failed' when 'snooze' then 'snoozed'
+              when 'wait' then 'suspended'
               when 'release' then 'released' else 'cancelled' end as type,
-            case when u.outcome in ('snooze', 'fail') and not u.ended
+            case when u.outcome in ('snooze', 'wait', 'fail') and not u.ended
               then jsonb_build_object('error', u.error, 'run_at', u.run_at)
               else jsonb_build_object('error', u.error) end as data
           from unnest(v_ids, v_outcomes, v_errors, v_run_at, v_ended) as u (id, outcome, error, run_at, ended)
@@ -156,7 +171,7 @@ begin
     if false = any (v_ended) then
       update queue_pg.jobs j
       set state = u.state, run_at = case when u.outcome = 'release' then j.run_at else u.run_at end,
-        attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'release') then 1 else 0 end, 0),
+        attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'wait', 'release') then 1 else 0 end, 0),
         error = coalesce(u.error, j.error), lease_expires_at = null
       from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
       where j.id between u.id and u.id and not u.ended;
@@ -180,7 +195,7 @@ end
 $$;
 
 comment on function queue_pg.finish is
-  'Ends attempts in a batch, each fenced by (id, lease_token): complete, fail, discard, snooze, release or cancel.';
+  'Ends attempts in a batch, each fenced by (id, lease_token): complete, fail, discard, snooze, wait, release or cancel.';
 
 -- One entry of finish(), for psql and for clients that finish jobs one by one. Returns the new state; a stale lease
 -- raises QP003.
@@ -217,10 +232,15 @@ $$;
 create or replace function queue_pg.snooze(id uuid, lease_token bigint, delay interval) returns text
 language sql as $$ select queue_pg.finish_one(id, lease_token, 'snooze', null, null, delay) $$;
 
+create or replace function queue_pg.wait(id uuid, lease_token bigint) returns text
+language sql as $$ select queue_pg.finish_one(id, lease_token, 'wait', null, null, null) $$;
+
 create or replace function queue_pg.release(id uuid, lease_token bigint) returns text
 language sql as $$ select queue_pg.finish_one(id, lease_token, 'release', null, null, null) $$;
 
 comment on function queue_pg.complete is 'Ends a claimed job as completed, with its result.';
 comment on function queue_pg.fail is 'Ends an attempt as failed; retried while attempts are left, unless retry is false.';
 comment on function queue_pg.snooze is 'Gives a claimed job back to run again after the delay; burns no attempt.';
+comment on function queue_pg.wait is
+  'Gives a claimed job back until what it waits for is over: queue_pg.sleep(), queue_pg.wait_for_event(); burns no attempt.';
 comment on function queue_pg.release is 'Gives a claimed job back to the queue now; burns no attempt.';

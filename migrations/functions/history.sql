@@ -93,7 +93,7 @@ as $$
   select f.org, f.queue, sum(f.completed), sum(f.failed), sum(f.cancelled) from folded f group by f.org, f.queue
 $$;
 
--- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, finished
+-- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, steps, finished
 -- batches, workers long dead. In bites, so that a long absence does not become one long transaction. True when there may be more.
 create or replace function queue_pg.sweep() returns boolean
 language plpgsql
@@ -113,6 +113,7 @@ begin
     where k.expires_at <= v_now order by k.expires_at limit v_bite for update skip locked);
   get diagnostics v_swept = row_count;
   v_more := v_swept = v_bite;
+  v_more := queue_pg.sweep_steps() or v_more;
   delete from queue_pg.batches b
   where b.id in (
     select f.id from queue_pg.batches f

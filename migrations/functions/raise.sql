@@ -117,3 +117,15 @@ begin
     detail = jsonb_build_object('sha256', encode(sha256, 'hex'), 'reason', reason)::text;
 end
 $$;
+
+create or replace function queue_pg.raise_too_late(id uuid, event text, state text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP002',
+    message = format('cannot signal job %s: its wait for %L has timed out', id, event),
+    detail = jsonb_build_object(
+      'id', id, 'action', 'signal', 'state', state, 'reason', format('its wait for %L has timed out', event))::text;
+end
+$$;

@@ -55,7 +55,7 @@ begin
       id, run_at, created_at, started_at, finished_at, retain_until, lease_token, attempt, max_attempts,
       lease_losses, last_event_seq, cost, state, priority, org, queue, kind, worker_id, payload, result, error,
       promoted_at, logged_token, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent,
-      parents_left)
+      parents_left, rerun_of)
     select
       r.id, r.run_at, r.created_at, r.claimed_at, v_now,
       v_now + case when v_own_retention then coalesce(
@@ -69,7 +69,7 @@ begin
       r.payload, r.end_result, r.end_error, r.promoted_at, r.logged_token,
       coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), v_settings.timeout),
       r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent,
-      r.parents_left
+      r.parents_left, r.rerun_of
     from removed r
     returning id, org, queue, state, unique_key, retain_until
   ),

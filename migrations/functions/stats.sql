@@ -55,6 +55,7 @@ declare
   v_free integer;
   v_ahead integer;
   v_parents integer;
+  v_wait queue_pg.job_steps;
 begin
   select j.* into v_job from queue_pg.job(why_waiting.id) j;
   if v_job.id is null then
@@ -82,6 +83,14 @@ begin
         order by d.name limit 10) p);
     return;
   elsif v_job.state = 'scheduled' then
+    select w.* into v_wait from queue_pg.waits_of(v_job.id) w order by w.until limit 1;
+    if found then
+      return query select v_wait.type,
+        case v_wait.type when 'event' then format('The job waits for the event %L.', v_wait.name)
+          else format('The job sleeps (step %L).', v_wait.name) end,
+        v_wait.until, case v_wait.type when 'event' then v_wait.name end;
+      return;
+    end if;
     if v_job.error is not null and v_job.attempt > 0 then
       return query select 'retry', format('Attempt %s of %s failed (%s); the next one starts later.',
         v_job.attempt, v_job.max_attempts, v_job.error ->> 'code'), v_job.run_at, null::text;

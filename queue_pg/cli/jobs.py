@@ -93,6 +93,7 @@ def list_jobs(
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs of this batch.")] = None,
+    rerun_of: Annotated[str | None, typer.Option(help="Only reruns of this job.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many jobs at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
     as_json: JsonFlag = False,
@@ -107,6 +108,7 @@ def list_jobs(
             kind=kind,
             tag=tag,
             batch_id=batch,
+            rerun_of=None if rerun_of is None else parse_id(rerun_of),
             limit=limit,
             cursor=cursor,
         )
@@ -155,12 +157,13 @@ def cancel(
 def retry(
     job_ids: JobIds,
     max_attempts: Annotated[int | None, typer.Option(min=1, help="Allow this many attempts in all.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do the steps again that they have finished.")] = False,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Run failed or cancelled jobs again."""
     with open_queue(database_url) as queue:
-        _each(job_ids, lambda job_id: queue.retry(parse_id(job_id), max_attempts), as_json=as_json)
+        _each(job_ids, lambda job_id: queue.retry(parse_id(job_id), max_attempts, fresh=fresh), as_json=as_json)
 
 
 def why(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
@@ -192,6 +195,7 @@ def show_job(job: Job) -> None:
             ("tags", job.tags),
             ("unique key", job.unique_key),
             ("batch", job.batch_id),
+            ("rerun of", job.rerun_of),
             ("worker", job.worker_id),
             ("lease until", job.lease_expires_at),
             ("created", job.created_at),

@@ -12,6 +12,7 @@ with live as (
     and (%(batch_id)s::uuid is null or p.batch_id = %(batch_id)s)
     and (%(parent_id)s::uuid is null or p.parent_id = %(parent_id)s)
     and (%(unique_key)s::text is null or p.unique_key = %(unique_key)s)
+    and (%(rerun_of)s::uuid is null or p.rerun_of = %(rerun_of)s)
     and (%(before)s::uuid is null or p.id < %(before)s)
   order by p.id desc
   limit %(limit)s::integer
@@ -28,6 +29,7 @@ finished as (
     and (%(batch_id)s::uuid is null or p.batch_id = %(batch_id)s)
     and (%(parent_id)s::uuid is null or p.parent_id = %(parent_id)s)
     and (%(unique_key)s::text is null or p.unique_key = %(unique_key)s)
+    and (%(rerun_of)s::uuid is null or p.rerun_of = %(rerun_of)s)
     and (%(before)s::uuid is null or p.id < %(before)s)
   order by p.id desc
   limit %(limit)s::integer
@@ -42,7 +44,8 @@ select
   (select to_json(r) from (select
     j.id, j.org, j.queue, j.kind, j.state, j.priority, j.run_at, j.attempt, j.max_attempts, j.lease_token,
     j.lease_expires_at, j.worker_id, extract(epoch from j.timeout) as timeout_seconds, j.expires_at, j.unique_key,
-    j.limit_key, j.cost, j.parent_id, j.batch_id, j.tags, j.traceparent, j.created_at, j.started_at, j.finished_at
+    j.limit_key, j.cost, j.parent_id, j.batch_id, j.tags, j.traceparent, j.created_at, j.started_at, j.finished_at,
+    j.rerun_of
   ) r)::text as job,
   case when %(with_payload)s::boolean then j.payload::text end as payload,
   case when %(with_payload)s::boolean then j.result::text end as result,

@@ -66,6 +66,17 @@ async def test_the_sql_of_dependencies_runs(dsn: str, conn: psycopg.AsyncConnect
     assert states == ["queued", "queued", "waiting", "waiting", "waiting"]
 
 
+async def test_the_page_about_steps_runs(conn: psycopg.AsyncConnection) -> None:
+    shown = blocks("steps.md", "sql")
+    assert len(shown) == 3
+    for block in shown:
+        await conn.execute(block)
+    cursor = await conn.execute("select name, type, finished_at is not null from queue_pg.job_steps order by begun_at")
+    assert await cursor.fetchall() == [("draft", "step", True), ("answer", "event", False)]
+    cursor = await conn.execute("select payload from queue_pg.jobs where rerun_of is not null")
+    assert await cursor.fetchall() == [({"prompt": "Say hello", "model": "large", "temperature": 0.2},)]
+
+
 async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnection) -> None:
     for block in blocks("batches.md", "sql"):
         await conn.execute(block)
@@ -74,7 +85,9 @@ async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnectio
 
 
 PYTHON = [
-    block for guide in ("python", "batches", "dependencies", "events") for block in blocks(f"{guide}.md", "python")
+    block
+    for guide in ("python", "batches", "dependencies", "events", "steps")
+    for block in blocks(f"{guide}.md", "python")
 ]
 
 

@@ -42,6 +42,15 @@ paused: True []
 refused: cron: its hour '25' must be of numbers from 0 to 23
 """,
     "dependencies.py": "the report is waiting\nALL ABOUT EXAMPLE.ORG (3 words)\n",
+    "approval.py": """writing 'Queues'
+scheduled: The job waits for the event 'review'.
+posting 'Queues: many words'
+completed: {'published': 'https://example.org/18'}
+step draft: Queues: many words
+event review: {'approved': True, 'delay_seconds': 0}
+sleep embargo: None
+step post: https://example.org/18
+""",
     "transaction_psycopg.py": "send_receipt for a book: queued\n",
     "transaction_sqlalchemy.py": "send_receipt for order 1: queued\n",
     "transaction_django.py": "rolled back: the payment failed\nsend_receipt for a book: queued\n",

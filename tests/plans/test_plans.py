@@ -89,6 +89,7 @@ def test_claim_finds_the_tenants_of_a_queue_by_probing(connection: psycopg.Conne
         "select * from queue_pg.finish(%s, %s, array_fill('complete'::text, array[10]))",
         "select * from queue_pg.finish(%s, %s, array_fill('fail'::text, array[10]))",
         "select * from queue_pg.finish(%s, %s, array_fill('snooze'::text, array[10]))",
+        "select * from queue_pg.finish(%s, %s, array_fill('wait'::text, array[10]))",
     ],
 )
 def test_finish_and_heartbeat_go_by_id(connection: psycopg.Connection, statement: str) -> None:
@@ -98,6 +99,30 @@ def test_finish_and_heartbeat_go_by_id(connection: psycopg.Connection, statement
         assert set(read) == {"jobs_pkey"}
         # Looked up to be locked, logged (read, counted), changed, moved; each time with the versions just left behind.
         assert read["jobs_pkey"] <= 14 * 10
+
+
+STEPS = "select id, queue_pg.{} from unnest(%s::uuid[], %s::bigint[]) as held (id, token)"
+
+
+def test_steps_go_by_id(connection: psycopg.Connection) -> None:
+    connection.execute(
+        "insert into queue_pg.job_steps (job_id, name, type, attempt, lease_token)"
+        " select id, 'old', 'event', 1, 0 from queue_pg.jobs"
+    )
+    for call in ("save_step(id, token, 'a', '1')", "wait_for_event(id, token, 'go')", "signal(id, 'go')"):
+        claimed = connection.execute(CLAIM).fetchall()
+        held = [row[0] for row in claimed], [row[1] for row in claimed]
+        for _ in range(2):
+            read = rows_read(connection, STEPS.format(call), held)
+            assert set(read) == {"jobs_pkey"}, call
+            assert read["jobs_pkey"] <= 6 * 10
+        steps = (
+            "select seq_scan from pg_stat_xact_user_tables where relname = any ('{job_steps,job_signals,stepped_jobs}')"
+        )
+        with connection.transaction():
+            before = connection.execute(steps).fetchall()
+            connection.execute(STEPS.format(call), held)
+            assert connection.execute(steps).fetchall() == before
 
 
 def test_maintenance_goes_by_what_is_due(connection: psycopg.Connection) -> None:

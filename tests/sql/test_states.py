@@ -33,6 +33,8 @@ SQL = {
     "fail": 'select queue_pg.fail(%(id)s, %(token)s, \'{"code": "x"}\')',
     "discard": 'select queue_pg.fail(%(id)s, %(token)s, \'{"code": "x"}\', retry => false)',
     "snooze": "select queue_pg.snooze(%(id)s, %(token)s, '1 hour')",
+    "wait": "select queue_pg.wait(%(id)s, %(token)s)",
+    "signal": "select queue_pg.signal(%(id)s, 'go')",
     "release": "select queue_pg.release(%(id)s, %(token)s)",
     "cancel (by handler)": "select queue_pg.finish_one(%(id)s, %(token)s, 'cancel', null, null, null)",
     "reap": "select queue_pg.reap()",
@@ -49,11 +51,18 @@ VARIANTS = {
     "settle (cancel)": "settle",
     "settle (fail)": "settle",
     "settle (template)": "settle",
+    "wait (over)": "wait",
+    "signal (waited for)": "signal",
     "retry (parents live)": "retry",
 }
+# The job's last claim, if it had one, has reached a wait for the event `go`.
+REACHED = (
+    "insert into queue_pg.job_steps (job_id, name, type, attempt, lease_token)"
+    " select id, 'go', 'event', 1, 1 from queue_pg.job(%s)"
+)
 
 
-async def make(conn: psycopg.AsyncConnection, state: str, *, arrange: str = "") -> UUID:
+async def make(conn: psycopg.AsyncConnection, state: str) -> UUID:
     """A job in `state`, with all that the functions look at set so that only the state can decide."""
     delay = "1 second" if state == "scheduled" else None
     parents = await make_parent(conn) if state == "waiting" else None
@@ -68,14 +77,13 @@ async def make(conn: psycopg.AsyncConnection, state: str, *, arrange: str = "") 
     job_id: UUID = row[0]
     if state not in ("scheduled", "waiting", "queued"):
         await conn.execute("select queue_pg.claim('first', '{default}')")
+    await conn.execute(REACHED, (job_id,))
     if state == "completed":
         await conn.execute("select queue_pg.complete(%s, 1)", (job_id,))
     if state == "failed":
         await conn.execute("select queue_pg.fail(%s, 1, '{}', false)", (job_id,))
     if state == "cancelled":
         await conn.execute("select queue_pg.cancel(%s)", (job_id,))
-    if arrange:
-        await conn.execute(arrange, (job_id,))
     assert (await read(conn, job_id))[0] == state
     return job_id
 
@@ -98,7 +106,7 @@ async def read(conn: psycopg.AsyncConnection, job_id: UUID) -> tuple[str, int, i
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("action", [a for a in ACTIONS if a not in VARIANTS])
+@pytest.mark.parametrize("action", [*(a for a in ACTIONS if a not in VARIANTS), "signal"])
 async def test_every_action_in_every_state(
     conn: psycopg.AsyncConnection, clock: Clock, state: str, action: str
 ) -> None:
@@ -124,6 +132,7 @@ async def test_every_action_in_every_state(
             "cancelled",
             "cancel",
         )
+        silent = silent or (action == "signal" and state in ("scheduled", "waiting", "queued", "running"))
         assert refused is not silent
     else:
         to, change = expected
@@ -136,17 +145,25 @@ async def test_every_action_in_every_state(
 @pytest.mark.parametrize(
     ("action", "arrange", "code"),
     [
+        ("wait (over)", "select queue_pg.signal(%s, 'go')", None),
+        ("signal (waited for)", "select queue_pg.wait(%s, 1)", None),
         ("fail (last attempt)", "update queue_pg.jobs set max_attempts = 1 where id = %s", "x"),
         ("reap (third loss)", "update queue_pg.jobs set lease_losses = 2 where id = %s", "lease_lost"),
         ("reap (past timeout)", "update queue_pg.jobs set timeout = '90 s' where id = %s", "timeout"),
     ],
 )
-async def test_the_variants(conn: psycopg.AsyncConnection, clock: Clock, action: str, arrange: str, code: str) -> None:
-    job_id = await make(conn, "running", arrange=arrange)
+async def test_the_variants(
+    conn: psycopg.AsyncConnection, clock: Clock, action: str, arrange: str, code: str | None
+) -> None:
+    job_id = await make(conn, "running")
+    await conn.execute(arrange, (job_id,))
+    [state] = {state for state, known in EDGES if known == action}
+    before = await read(conn, job_id)
+    assert before[0] == state
     clock.advance(100)
     await conn.execute(SQL[VARIANTS[action]], {"id": job_id, "token": 1})
-    to, change = EDGES["running", action]
-    assert await read(conn, job_id) == (to, 1 if change == "same" else 0, 1)
+    to, change = EDGES[state, action]
+    assert await read(conn, job_id) == (to, before[1] if change == "same" else before[1] - 1, 1)
     row = await (await conn.execute("select error ->> 'code' from queue_pg.job(%s)", (job_id,))).fetchone()
     assert row == (code,)
 

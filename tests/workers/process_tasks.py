@@ -40,3 +40,8 @@ def tell_pid_and_hang(path: str) -> None:
 def add_up(numbers: Iterable[int]) -> int:
     """Take what pydantic makes of an Iterable: an iterator, which cannot be pickled."""
     return sum(numbers)
+
+
+@process_tasks.task(run_in="process")
+def step_in_process() -> int:
+    return int(current_job().step_blocking("a", lambda: 1))

@@ -31,6 +31,22 @@ async def hang_at_first(times: int = 1) -> int:
 
 
 @task
+async def hang_between_steps() -> list[int]:
+    """Hang in the first execution, after a step."""
+    job = current_job()
+
+    def work(name: str) -> int:
+        tell("did", name, job.lease_token)
+        return job.lease_token
+
+    first = await job.step("first", work, "first")
+    if job.lease_token == 1:
+        tell("began", 1, os.getpid())
+        await asyncio.Event().wait()
+    return [first, await job.step("second", work, "second")]
+
+
+@task
 async def until_file(path: str) -> str:
     """Return what comes out of the named pipe `path`."""
     tell("began", current_job().lease_token, os.getpid())

@@ -31,7 +31,7 @@ class ProcessDied(Exception):
         self.exit_code = exit_code
 
 
-_STAYS_HERE: Final = ("cancelled", "link")
+_STAYS_HERE: Final = ("cancelled", "link", "step_log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class ProcessCall:
 
     `function` is `module:qualified.name`: pickle would refuse it, because the module has the Task under that name.
     `arguments` is pickled apart, so that arguments that cannot be read fail the attempt and not the connection.
-    `context` holds the fields of a JobContext but `cancelled` and `link`: a child is killed, not asked.
+    `context` holds the fields of a JobContext but those that stay here: a child is killed, not asked.
     """
 
     function: str

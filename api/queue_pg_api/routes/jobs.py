@@ -70,6 +70,7 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
         batch_id=wanted.batch,
         parent_id=wanted.parent,
         unique_key=wanted.key,
+        rerun_of=wanted.rerun_of,
         limit=wanted.limit,
         cursor=wanted.cursor,
     )
@@ -101,5 +102,9 @@ async def cancel_job(call: Call[NoQuery, CancelBody]) -> Response:
 
 @endpoints.post("/jobs/{id}/retry", answers={200: JobAnswer}, refuses=(403, 404, 409, 422, 503))
 async def retry_job(call: Call[NoQuery, RetryBody]) -> Response:
-    """Put a failed or cancelled job back into its queue, its attempts counted anew."""
-    return json_response(job_json(await call.queue.retry(call.job_id, call.body.max_attempts)))
+    """Put a failed or cancelled job back into its queue, its attempts counted anew.
+
+    It goes on after the steps that it has finished, unless `fresh` is true.
+    """
+    body = call.body
+    return json_response(job_json(await call.queue.retry(call.job_id, body.max_attempts, fresh=body.fresh)))

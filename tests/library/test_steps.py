@@ -1,0 +1,105 @@
+"""Steps, signals and reruns through the clients."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from queue_pg import InvalidJob, InvalidTransition, JobNotFound, PayloadTooLarge, Queue, SyncQueue, Unreadable
+from queue_pg.suspension import Suspended, is_suspension
+
+
+@pytest.fixture
+async def queue(dsn: str) -> AsyncIterator[Queue]:
+    async with Queue(dsn, notify=False) as client:
+        yield client
+
+
+async def test_unknown_jobs_and_those_of_other_tenants(dsn: str, queue: Queue) -> None:
+    job = await queue.submit("k")
+    async with Queue(dsn, org="acme", notify=False) as stranger:
+        for client, job_id in ((queue, uuid4()), (queue, "no id"), (stranger, job.id)):
+            for ask in (client.steps, client.rerun):
+                with pytest.raises(JobNotFound):
+                    await ask(job_id)
+            with pytest.raises(JobNotFound):
+                await client.signal(job_id, "go")
+    assert await queue.steps(job.id) == []
+
+
+async def test_blocking_clients_do_the_same(dsn: str) -> None:
+    with SyncQueue(dsn, notify=False) as queue:
+        job = queue.submit("chat", {"prompt": "x"})
+        assert queue.signal(job.id, "go", {"n": 1}) is True
+        assert queue.signal(job.id, "go") is False
+        again = queue.rerun(job.id, model="m", delay=timedelta(hours=1))
+        assert (again.payload, again.rerun_of, again.state) == ({"prompt": "x", "model": "m"}, job.id, "scheduled")
+        assert [each.id for each in queue.list(rerun_of=job.id).jobs] == [again.id]
+        assert queue.steps(job.id) == []
+        queue.cancel(job.id)
+        with pytest.raises(InvalidTransition) as caught:
+            queue.signal(job.id, "go")
+        assert (caught.value.action, caught.value.state) == ("signal", "cancelled")
+        assert queue.retry(job.id, 3, fresh=True).max_attempts == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"payload": {}, "payload_patch": {}}, "payload_patch"),
+        ({"payload_patch": [1]}, "payload_patch"),
+        ({"payload_patch": {"a": "\0"}}, "payload_patch.a"),
+        ({"payload": {"a": float("nan")}}, "payload.a"),
+        ({"model": 7}, "model"),
+        ({"model": "a\0"}, "model"),
+        ({"queue": ""}, "queue"),
+        ({"queue": 7}, "queue"),
+        ({"priority": 40_000}, "priority"),
+        ({"priority": "high"}, "priority"),
+        ({"run_at": datetime(2040, 1, 1)}, "run_at"),
+        ({"delay": -1}, "delay"),
+        ({"delay": 1, "run_at": datetime.fromisoformat("2040-01-01T00:00:00Z")}, "delay"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"timeout": 0}, "timeout"),
+        ({"tags": "a"}, "tags"),
+        ({"metadata": [1]}, "metadata"),
+    ],
+)
+async def test_a_rerun_that_makes_no_sense_is_named(queue: Queue, changes: Any, field: str) -> None:
+    job = await queue.submit("chat")
+    with pytest.raises(InvalidJob) as caught:
+        await queue.rerun(job.id, **changes)
+    assert caught.value.field == field
+    assert (await queue.list(rerun_of=job.id)).jobs == []
+
+
+async def test_sizes_are_bounded(dsn: str) -> None:
+    async with Queue(dsn, notify=False, max_payload_bytes=100) as queue:
+        job = await queue.submit("chat")
+        for changes in ({"payload": {"a": "x" * 100}}, {"payload_patch": {"a": "x" * 100}}):
+            with pytest.raises(PayloadTooLarge):
+                await queue.rerun(job.id, **changes)
+        with pytest.raises(PayloadTooLarge):
+            await queue.signal(job.id, "go", "x" * 1_048_576)
+
+
+async def test_a_payload_that_python_cannot_hold_is_rerun_as_it_is(queue: Queue, conn: psycopg.AsyncConnection) -> None:
+    cursor = await conn.execute("select queue_pg.submit('chat', '{\"n\": 1e5000}')")
+    [job] = await cursor.fetchone() or [None]
+    again = await queue.rerun(str(job), model="m")
+    assert isinstance(again.payload, Unreadable)
+    assert '"model": "m"' in again.payload.text
+
+
+def test_what_is_a_suspension() -> None:
+    one, two = Suspended("a"), Suspended("b")
+    assert is_suspension(one)
+    assert is_suspension(BaseExceptionGroup("", [one, BaseExceptionGroup("", [two])]))
+    # Something failed as well: that is what counts.
+    assert not is_suspension(BaseExceptionGroup("", [one, ValueError()]))
+    assert not is_suspension(ValueError())

@@ -22,6 +22,12 @@ declare
   v_step integer;
   v_values integer[] := '{}';
 begin
+  -- What most fields are.
+  if expression = '*' then
+    return array(select generate_series(lowest, case when field = 'weekday' then 6 else highest end));
+  elsif expression ~ '^[0-9]{1,2}$' and expression::integer between lowest and highest then
+    return array[case when field = 'weekday' then expression::integer % 7 else expression::integer end];
+  end if;
   foreach v_item in array string_to_array(expression, ',') loop
     if field = 'day' and v_item = 'l' then
       v_values := v_values || 32;

@@ -198,6 +198,10 @@ returns table (reaped integer, promoted integer, expired integer, busy boolean, 
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  -- A fire costs several times what a promotion does.
+  v_most_fired constant integer := 200;
+  v_fired integer;
 begin
   reaped := 0;
   promoted := 0;
@@ -216,7 +220,9 @@ begin
       raise warning 'queue_pg.promote: %', sqlerrm;
     end;
     begin
-      promoted := promoted + queue_pg.fire_schedules(since => since);
+      v_fired := queue_pg.fire_schedules(least(max_jobs, v_most_fired), since);
+      -- max_jobs tells the caller that there is more.
+      promoted := case when v_fired >= v_most_fired then max_jobs else least(promoted + v_fired, max_jobs) end;
     exception when others then
       raise warning 'queue_pg.fire_schedules: %', sqlerrm;
     end;

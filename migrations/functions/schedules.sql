@@ -213,12 +213,9 @@ declare
   v_count numeric;
   v_width interval := '1 hour';
   v_from timestamptz;
-  v_fire timestamptz := queue_pg.next_fire(schedule, start);
+  v_fire timestamptz;
   v_fires timestamptz[];
 begin
-  if coalesce(v_fire > until, true) then
-    return array[start];
-  end if;
   if schedule.every is not null then
     -- Counted and not walked through: a second's interval has 31 million fires a year.
     v_count := floor(extract(epoch from least(until, schedule.ends_at) - start) / v_seconds);
@@ -281,14 +278,20 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := queue_pg.now();
+  v_next timestamptz;
   v_fires timestamptz[];
   v_fire timestamptz;
   v_job_id uuid;
   v_last_fire_at timestamptz;
   v_count integer := 0;
 begin
-  v_fires := queue_pg.latest_fires(
-    schedule, schedule.next_fire_at, v_now, case schedule.missed when 'all' then 1000 else 1 end);
+  v_fires := array[schedule.next_fire_at];
+  v_next := queue_pg.next_fire(schedule, schedule.next_fire_at);
+  if v_next <= v_now then
+    v_fires := queue_pg.latest_fires(
+      schedule, schedule.next_fire_at, v_now, case schedule.missed when 'all' then 1000 else 1 end);
+    v_next := queue_pg.next_fire(schedule, v_now);
+  end if;
   if schedule.missed = 'skip' and v_fires[1] < v_now - interval '1 minute' then
     v_fires := '{}';
   end if;
@@ -302,7 +305,7 @@ begin
     end if;
   end loop;
   update queue_pg.schedules s
-  set next_fire_at = queue_pg.next_fire(schedule, v_now),
+  set next_fire_at = v_next,
     last_fire_at = greatest(s.last_fire_at, v_last_fire_at),
     last_job_id = coalesce(v_job_id, s.last_job_id),
     error = case when v_count = 0 then s.error end
@@ -315,10 +318,11 @@ $$;
 
 comment on function queue_pg.fire_schedule is 'Makes the jobs of one schedule that is due.';
 
--- Makes the jobs of all schedules that are due; returns how many jobs. `since` as for the steps of maintain().
+-- Makes the jobs of schedules that are due, and ends when it has made `max_jobs`, so that its transaction is short;
+-- returns how many. `since` as for the steps of maintain().
 -- A fire that cannot make its job is lost, and says why in its schedule's `error`; the others go on. What would pass by
 -- itself, a lock or a full disk, ends the step instead, and the next one tries again.
-create or replace function queue_pg.fire_schedules(max_schedules integer default 100, since timestamptz default null)
+create or replace function queue_pg.fire_schedules(max_jobs integer default 200, since timestamptz default null)
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -330,30 +334,53 @@ as $$
 declare
   v_now timestamptz := queue_pg.now();
   v_floor timestamptz := coalesce(since - interval '1 second', '-infinity');
+  v_ids uuid[];
+  v_id uuid;
   v_schedule queue_pg.schedules;
   v_count integer := 0;
 begin
-  for v_schedule in
-    select s.* from queue_pg.schedules s
+  -- Ids and not rows, whose payloads could fill the memory.
+  select array_agg(d.id order by d.next_fire_at) into v_ids
+  from (
+    select s.id, s.next_fire_at from queue_pg.schedules s
     where s.next_fire_at <= v_now and s.next_fire_at > v_floor
     order by s.next_fire_at
-    limit max_schedules
-    for update skip locked
-  loop
-    begin
+    limit max_jobs
+    for update skip locked) d;
+  if v_ids is null then
+    return 0;
+  end if;
+  begin
+    foreach v_id in array v_ids loop
+      exit when v_count >= max_jobs;
+      select s.* into v_schedule from queue_pg.schedules s where s.id = v_id;
       v_count := v_count + queue_pg.fire_schedule(v_schedule);
-    exception
-      when transaction_rollback or insufficient_resources or operator_intervention or object_not_in_prerequisite_state then
-        raise;
-      when others then
-        perform queue_pg.note_lost_fire(v_schedule, sqlstate, sqlerrm);
-    end;
-  end loop;
+    end loop;
+  exception
+    when transaction_rollback or insufficient_resources or operator_intervention or object_not_in_prerequisite_state then
+      raise;
+    when others then
+      -- Again, one by one. Not at first: many subtransactions in one transaction slow down everybody's snapshots.
+      v_count := 0;
+      foreach v_id in array v_ids loop
+        exit when v_count >= max_jobs;
+        select s.* into v_schedule from queue_pg.schedules s where s.id = v_id;
+        begin
+          v_count := v_count + queue_pg.fire_schedule(v_schedule);
+        exception
+          when transaction_rollback or insufficient_resources or operator_intervention
+            or object_not_in_prerequisite_state then
+            raise;
+          when others then
+            perform queue_pg.note_lost_fire(v_schedule, sqlstate, sqlerrm);
+        end;
+      end loop;
+  end;
   return v_count;
 end
 $$;
 
-comment on function queue_pg.fire_schedules is 'Makes the jobs of the schedules that are due; returns how many.';
+comment on function queue_pg.fire_schedules is 'Makes the jobs of schedules that are due; returns how many.';
 
 create or replace function queue_pg.note_lost_fire(schedule queue_pg.schedules, code text, message text) returns void
 language plpgsql

@@ -10,5 +10,6 @@ from queue_pg.schedules s
 where (%(org)s::text is null or s.org = %(org)s::text)
   and (%(name)s::text is null or s.name = %(name)s::text)
   and (%(after)s::text is null or s.name > %(after)s::text)
-order by s.name, s.org
-limit %(limit)s::integer
+order by s.name
+-- A name may be several tenants'; the next page begins after it.
+fetch first (%(limit)s::integer) rows with ties

@@ -304,6 +304,21 @@ async def test_a_fire_and_its_job_are_one_transaction(dsn: str, conn: Connection
     assert await one(conn, "select queue_pg.fire_schedules()") == 1
 
 
+async def test_many_at_one_moment_are_taken_in_short_steps(conn: Connection, clock: Clock) -> None:
+    await set_clock(conn, clock, "2026-05-04T10:00:30")
+    await conn.execute(
+        "insert into queue_pg.schedules (name, kind, cron)"
+        " select 's' || n, 'k', '@hourly' from generate_series(1, 250) n"
+    )
+    await set_clock(conn, clock, "2026-05-04T11:00:01")
+    # As many as it was allowed: there is more, and the next look is at once.
+    assert await fire(conn) == 1000
+    assert await one(conn, "select count(*) from queue_pg.jobs") == 200
+    assert await fire(conn) == 50
+    assert await one(conn, "select count(distinct metadata #>> '{schedule,name}') from queue_pg.jobs") == 250
+    assert await fire(conn) == 0
+
+
 async def test_fires_are_remembered_for_a_week(conn: Connection, clock: Clock) -> None:
     await schedule(conn, every="1 day", missed="all")
     for _ in range(20):

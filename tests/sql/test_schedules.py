@@ -240,6 +240,7 @@ async def test_run_now_is_extra(conn: Connection, clock: Clock) -> None:
 @pytest.mark.parametrize("seed", range(3))
 async def test_five_schedulers_and_a_clock_that_jumps(dsn: str, conn: Connection, clock: Clock, seed: int) -> None:
     chance = random.Random(seed)
+    await set_clock(conn, clock, "2026-05-04T10:00:00")
     await schedule(conn, "cron", cron="*/15 * * * *", missed="all", time_zone="Europe/Berlin")
     await schedule(conn, "interval", every="7 minutes", missed="all")
     await schedule(conn, "once", every="10 minutes", missed="once")
@@ -265,7 +266,8 @@ async def test_five_schedulers_and_a_clock_that_jumps(dsn: str, conn: Connection
     made = await column(conn, "select metadata -> 'schedule' from queue_pg.jobs")
     times = Counter((each["name"], each["fire_at"]) for each in made)
     assert set(times.values()) == {1}
-    assert {name for name, _ in times} == {"cron", "interval", "once", "skip", "moment"}
+    # Whether one that skips was ever on time is the dice's.
+    assert {name for name, _ in times} - {"skip"} == {"cron", "interval", "once", "moment"}
     assert len(made) > 60
     assert await one(conn, "select count(*) from queue_pg.schedule_fires where job_id is not null") == len(made)
 

@@ -173,6 +173,19 @@ class FinishAnswer(Answer):
     state: JobState = Field(description="A failed attempt that is retried makes the job `scheduled`.")
 
 
+class ArtifactAnswer(Answer):
+    name: str
+    size: int
+    sha256: str = Field(description="In hex.")
+    content_type: str
+    attempt: int = Field(description="The attempt that left it; 0: an input.")
+    created_at: datetime
+
+
+class ArtifactsAnswer(Answer):
+    artifacts: list[ArtifactAnswer]
+
+
 class QueueAnswer(Answer):
     queue: str
     org: str

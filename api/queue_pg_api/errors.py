@@ -15,9 +15,13 @@ from typing import Any
 from starlette.responses import Response
 
 from queue_pg.errors import (
+    ArtifactCorrupt,
+    ArtifactNotFound,
+    ArtifactTooLarge,
     BatchNotFound,
     ConfigError,
     DatabaseUnavailable,
+    InvalidArtifact,
     InvalidJob,
     InvalidTransition,
     JobNotFound,
@@ -39,6 +43,9 @@ RETRY_AFTER_SECONDS = 2
 # The most special class wins; `QueuePgError` itself is the fallback.
 STATUS_BY_ERROR: dict[type[QueuePgError], int] = {
     JobNotFound: 404,
+    ArtifactNotFound: 404,
+    ArtifactTooLarge: 413,
+    InvalidArtifact: 422,
     ScheduleNotFound: 404,
     ScheduleExists: 409,
     BatchNotFound: 404,
@@ -122,7 +129,9 @@ def translate(error: QueuePgError) -> ApiError:
     if isinstance(error, DatabaseUnavailable):
         # The words of mission.md; the library's message names hosts and users, which are no client's business.
         return ApiError(503, error.code, "Database unavailable", headers=headers)
-    if status == 500:
+    if isinstance(error, ArtifactCorrupt):
+        logger.error("%s", error.message)
+    elif status == 500:
         logger.error("Unexpected error while answering a request", exc_info=error)
         return ApiError(500, "internal_error", "Internal error. The server's log has the reason.")
     detail = f"{error.message} {error.hint}" if error.hint else error.message
@@ -131,6 +140,10 @@ def translate(error: QueuePgError) -> ApiError:
 
 def _about(error: QueuePgError) -> dict[str, Any]:
     match error:
+        case ArtifactTooLarge():
+            return {"field": error.field, "limit": error.limit}
+        case InvalidArtifact():
+            return {"field": error.field}
         case InvalidJob():
             return {"field": error.field}
         case UnknownKind():

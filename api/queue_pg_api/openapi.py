@@ -24,11 +24,19 @@ REFUSALS = {
     409: "The job's state or lease does not allow it, or the name is taken",
     413: "The body is too large",
     415: "The body is compressed",
+    416: "The range begins after the end",
     422: "Bad input; `field` names it",
     500: "A fault of the server",
     503: "The database is away; try again after `Retry-After`",
 }
-SUCCESSES = {200: "OK", 201: "Created", 204: "Nothing to do, or done", 307: "Moved"}
+SUCCESSES = {
+    200: "OK",
+    201: "Created",
+    204: "Nothing to do, or done",
+    206: "A part",
+    304: "The client has it",
+    307: "Moved",
+}
 
 
 def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:

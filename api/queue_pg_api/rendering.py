@@ -9,7 +9,7 @@ from uuid import UUID
 
 from queue_pg.batch_model import Batch
 from queue_pg.gathering import StoredJob
-from queue_pg.models import ClaimedJob, Job, JobState, QueueStats, Step, WorkerInfo
+from queue_pg.models import Artifact, ClaimedJob, Job, JobState, QueueStats, Step, WorkerInfo
 from queue_pg.payloads import Unreadable, error_object
 from queue_pg.submission import CheckedJob
 from queue_pg_api.answers import CerebroStatus
@@ -181,6 +181,18 @@ def cerebro_result(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "created_at": timestamp(job.created_at),
         "finished_at": timestamp(job.finished_at),
+    }
+
+
+def artifact_json(artifact: Artifact) -> dict[str, Any]:
+    """Render an artifact, without its content."""
+    return {
+        "name": artifact.name,
+        "size": artifact.size,
+        "sha256": artifact.sha256,
+        "content_type": artifact.content_type,
+        "attempt": artifact.attempt,
+        "created_at": timestamp(artifact.created_at),
     }
 
 

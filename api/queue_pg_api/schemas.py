@@ -111,6 +111,13 @@ class NoQuery(Query):
     """No query parameters."""
 
 
+class ArtifactUpload(Query):
+    lease_token: LeaseToken | None = Field(None, description="Of the claim; needed while the job runs.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
+        None, description="In hex. A content that has another one is refused."
+    )
+
+
 class SubmitBody(Body):
     """A job to submit. Only `kind` is needed."""
 

@@ -34,6 +34,8 @@ STOP_SECONDS = 3.0
 # Only how often the task looks whether it is still wanted; claims that wait have a fallback of their own.
 WAKE_WAIT_SECONDS = 60.0
 
+MAX_TRANSFERS = 32
+
 # A request waits this long for a connection before it is answered 503.
 POOL_TIMEOUT_SECONDS = 3.0
 # psycopg's pool doubles its pause between attempts to connect until it gives up after this long; the next request
@@ -73,6 +75,8 @@ class Service:
         self.kinds = Kinds(self.queue, settings.unknown_kinds)
         # Slow bulk submissions hold a connection each; they must not take all that others need.
         self.bulk_slots = asyncio.Semaphore(max(1, settings.pool_size // 3))
+        # Each holds a chunk or two of an artifact in memory; further ones wait.
+        self.transfers = asyncio.Semaphore(MAX_TRANSFERS)
         self._probe: asyncio.Task[bool] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._maintaining: asyncio.Task[None] | None = None

@@ -29,6 +29,7 @@ BUILT_IN = {
     "cancel": "jobs",
     "retry": "jobs",
     "why": "jobs",
+    "artifacts": "artifacts",
     "batches": "batches",
     "batch": "batches",
     "steps": "steps",

@@ -31,7 +31,8 @@ comment on function queue_pg.merge_patch(jsonb, jsonb) is 'JSON Merge Patch: obj
 -- Submits a job like `id`, live or finished, and returns it; its rerun_of is `id`. It starts from the beginning, with
 -- attempts of its own. Of the origin it has everything that is not given but what is the origin's alone: unique key,
 -- deadline, parent, batch, and the time at which it was to start. `payload` replaces the payload, `payload_patch` is merged
--- into it, `model` is a shorthand for the field model of the payload of a chat job.
+-- into it, `model` is a shorthand for the field model of the payload of a chat job. One whose payload still lacks what its
+-- parents make, because it waits for them or ended while it did, waits for the same parents.
 create or replace function queue_pg.rerun(
   id uuid,
   payload jsonb default null,
@@ -51,6 +52,7 @@ as $$
 declare
   v_origin queue_pg.all_jobs;
   v_payload jsonb;
+  v_parents jsonb;
   v_now timestamptz := queue_pg.now();
   v_run_at timestamptz := coalesce(rerun.run_at, v_now + coalesce(rerun.delay, '0'));
   v_id uuid := queue_pg.uuid7();
@@ -79,6 +81,26 @@ begin
       perform queue_pg.raise_invalid('model', 'must have 1 to 200 characters');
     end if;
     v_payload := v_payload || jsonb_build_object('model', rerun.model);
+  end if;
+
+  select jsonb_agg(jsonb_build_object('job', d.parent_id, 'name', d.name, 'on_unsuccessful', d.on_unsuccessful))
+  into v_parents from queue_pg.dependencies d
+  where d.child_id = v_origin.id and (
+    exists (select from queue_pg.jobs j where j.id = v_origin.id and j.parents_left > 0)
+    or exists (select from queue_pg.finished_jobs f where f.id = v_origin.id and f.parents_left > 0));
+  if v_parents is not null then
+    v_id := queue_pg.submit(
+      v_origin.kind, v_payload, coalesce(rerun.queue, v_origin.queue), coalesce(rerun.priority, v_origin.priority),
+      v_run_at, max_attempts => coalesce(rerun.max_attempts, v_origin.max_attempts),
+      timeout => coalesce(queue_pg.plain_interval(rerun.timeout), v_origin.timeout),
+      tags => coalesce(rerun.tags, v_origin.tags), metadata => coalesce(rerun.metadata, v_origin.metadata),
+      org => v_origin.org, traceparent => v_origin.traceparent, depends_on => v_parents);
+    -- In the same transaction: nobody has seen it without. It may have ended with its parents already.
+    update queue_pg.jobs j set rerun_of = v_origin.id, cost = v_origin.cost, limit_key = v_origin.limit_key
+    where j.id = v_id;
+    update queue_pg.finished_jobs f set rerun_of = v_origin.id where f.id = v_id;
+    return query select j.* from queue_pg.job(v_id) j;
+    return;
   end if;
 
   insert into queue_pg.jobs (

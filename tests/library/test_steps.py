@@ -10,7 +10,16 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from queue_pg import InvalidJob, InvalidTransition, JobNotFound, PayloadTooLarge, Queue, SyncQueue, Unreadable
+from queue_pg import (
+    InvalidJob,
+    InvalidTransition,
+    JobNotFound,
+    PayloadTooLarge,
+    Queue,
+    SyncQueue,
+    Unreadable,
+    step_store,
+)
 from queue_pg.suspension import Suspended, is_suspension
 
 
@@ -94,6 +103,33 @@ async def test_a_payload_that_python_cannot_hold_is_rerun_as_it_is(queue: Queue,
     again = await queue.rerun(str(job), model="m")
     assert isinstance(again.payload, Unreadable)
     assert '"model": "m"' in again.payload.text
+
+
+@pytest.mark.parametrize("what", ["save_step", "sleep", "wait_for_event", "signal", "rerun"])
+async def test_what_is_acknowledged_is_on_disk(conn: psycopg.AsyncConnection, queue: Queue, what: str) -> None:
+    async def durable() -> str:
+        row = await (await conn.execute("show synchronous_commit")).fetchone()
+        assert row is not None
+        return str(row[0])
+
+    job = await queue.submit("k")
+    await queue.claim("w", ["default"])
+    async with conn.transaction():
+        await conn.execute("set local synchronous_commit = off")
+        assert await durable() == "off"
+        match what:
+            case "save_step":
+                await step_store.save_step(conn, job.id, 1, "a", "1")
+            case "sleep":
+                await step_store.sleep(conn, job.id, 1, "a", delay=timedelta(seconds=1))
+            case "wait_for_event":
+                await step_store.wait_for_event(conn, job.id, 1, "a")
+            case "signal":
+                await step_store.signal(conn, job.id, "a", None)
+            case _:
+                nothing = "payload payload_patch model queue priority run_at delay max_attempts timeout tags metadata"
+                await step_store.rerun(conn, job.id, dict.fromkeys(nothing.split()))
+        assert await durable() == "on"
 
 
 def test_what_is_a_suspension() -> None:

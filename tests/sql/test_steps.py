@@ -532,6 +532,37 @@ async def test_a_rerun_is_a_new_job_like_its_origin(conn: Connection) -> None:
     assert await one(conn, "select rerun_of from queue_pg.retry(%s)", rerun) == origin
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_rerun_of_a_job_that_waits_for_others_waits_for_them_too(conn: Connection, ended: bool) -> None:
+    parent, token = await claimed(conn)
+    depends_on = json.dumps([{"job": str(parent), "name": "p"}])
+    submit = "select queue_pg.submit('c', '{\"text\": \"{{ parents.p.output }}\"}', depends_on => %s)"
+    origin = await one(conn, submit, depends_on)
+    if ended:
+        await conn.execute("select queue_pg.cancel(%s)", (origin,))
+    rerun = await one(conn, "select id from queue_pg.rerun(%s, payload_patch => '{\"n\": 1}', priority => 3)", origin)
+    of = "select state::text, rerun_of, priority from queue_pg.job(%s)"
+    assert await one(conn, of, rerun) == ("waiting", origin, 3)
+    await conn.execute("select queue_pg.complete(%s, %s, '\"made\"')", (parent, token))
+    assert await one(conn, of, rerun) == ("queued", origin, 3)
+    assert await one(conn, "select payload from queue_pg.job(%s)", rerun) == {"text": "made", "n": 1}
+    # What the others made is in its payload now: run again, it waits for nobody.
+    again = await one(conn, "select id from queue_pg.rerun(%s)", rerun)
+    assert await one(conn, "select state::text, payload from queue_pg.job(%s)", again) == (
+        "queued",
+        {"text": "made", "n": 1},
+    )
+
+
+async def test_a_rerun_that_ends_with_its_parents_is_linked_all_the_same(conn: Connection) -> None:
+    parent, token = await claimed(conn)
+    origin = await one(conn, "select queue_pg.submit('c', depends_on => %s)", json.dumps([str(parent)]))
+    await conn.execute("select queue_pg.fail(%s, %s, '{}', false)", (parent, token))
+    assert (await state(conn, origin))[0] == "cancelled"
+    rerun = await one(conn, "select state::text, rerun_of, error ->> 'code' from queue_pg.rerun(%s)", origin)
+    assert rerun == ("cancelled", origin, "parent_failed")
+
+
 async def test_what_a_rerun_changes(conn: Connection) -> None:
     payload = '{"prompt": "x", "model": "small", "deep": {"a": 1, "b": 2}}'
     origin = await one(conn, "select queue_pg.submit('chat', %s)", payload)

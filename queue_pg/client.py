@@ -231,12 +231,26 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBat
 
         It waits for a parent that lives, unless `completed_only` forbids that. Raises JobNotFound, InvalidTransition.
         """
+        chained, _ = await self.chain_new(
+            job_id, job, name=name, on_unsuccessful=on_unsuccessful, completed_only=completed_only
+        )
+        return chained
+
+    async def chain_new(
+        self,
+        job_id: UUID | str,
+        job: NewJob,
+        *,
+        name: str = "parent",
+        on_unsuccessful: OnUnsuccessful = "cancel",
+        completed_only: bool = False,
+    ) -> tuple[Job, bool]:
+        """Store a job as `chain` does; return it and whether it is new (false: its unique key was known)."""
         parent = await self.get(job_id)
         if completed_only and parent.state is not JobState.COMPLETED:
             raise InvalidTransition(parent.id, "chain to", parent.state)
         follows = Parent(parent, name, on_unsuccessful)
-        stored, _ = await self.submit_new(replace(job, depends_on=[follows, *parents_of(job.depends_on)]))
-        return stored
+        return await self.submit_new(replace(job, depends_on=[follows, *parents_of(job.depends_on)]))
 
     async def _store(self, bulk: AsyncBulk, jobs: NewJobs) -> builtins.list[Submitted]:
         submitted: builtins.list[Submitted] = []

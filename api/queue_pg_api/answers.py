@@ -48,11 +48,31 @@ class JobSummary(Answer):
     rerun_of: UUID | None = Field(description="The job that this one runs again.")
 
 
+class DependencyAnswer(Answer):
+    """A parent, or a child."""
+
+    id: UUID
+    name: str
+    on_unsuccessful: Literal["cancel", "run", "fail"]
+    outcome: JobState | None = Field(description="How the parent ended, as the child was told; null: it has not.")
+    state: JobState | None = Field(description="Of this job now; null: forgotten.")
+
+
+class DependenciesAnswer(Answer):
+    """At most 100 parents and 100 children, and how many there are."""
+
+    parents: list[DependencyAnswer]
+    children: list[DependencyAnswer]
+    parents_count: int
+    children_count: int
+
+
 class JobAnswer(JobSummary):
     """A job."""
 
     payload: Any
     result: Any
+    dependencies: DependenciesAnswer | None = Field(None, description="GET: of a job with parents or children.")
 
 
 class JobPage(Answer):

@@ -9,7 +9,17 @@ from uuid import UUID
 
 from queue_pg.batch_model import Batch
 from queue_pg.gathering import StoredJob
-from queue_pg.models import Artifact, ClaimedJob, Job, JobState, QueueStats, Step, WorkerInfo
+from queue_pg.models import (
+    Artifact,
+    ClaimedJob,
+    Dependencies,
+    Dependency,
+    Job,
+    JobState,
+    QueueStats,
+    Step,
+    WorkerInfo,
+)
 from queue_pg.payloads import Unreadable, error_object
 from queue_pg.submission import CheckedJob
 from queue_pg_api.answers import CerebroStatus
@@ -67,6 +77,26 @@ def job_summary(job: Job) -> dict[str, Any]:
 def job_json(job: Job) -> dict[str, Any]:
     """Render a whole job."""
     return {**job_summary(job), "payload": json_or_mark(job.payload), "result": json_or_mark(job.result)}
+
+
+def dependencies_json(found: Dependencies) -> dict[str, Any]:
+    """Render parents and children."""
+    return {
+        "parents": [_dependency(each) for each in found.parents],
+        "children": [_dependency(each) for each in found.children],
+        "parents_count": found.parents_count,
+        "children_count": found.children_count,
+    }
+
+
+def _dependency(one: Dependency) -> dict[str, Any]:
+    return {
+        "id": str(one.id),
+        "name": one.name,
+        "on_unsuccessful": one.on_unsuccessful,
+        "outcome": one.outcome,
+        "state": one.state,
+    }
 
 
 def new_job_json(job: CheckedJob, stored: StoredJob) -> str:

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from queue_pg.batch_model import BatchState
-from queue_pg.models import JobState, NewJob
+from queue_pg.models import JobState, NewJob, Parent
 
 MAX_WAIT_SECONDS = 300
 MAX_CLAIM_JOBS = 1_000
@@ -76,6 +76,8 @@ LeaseSeconds = Annotated[float, Field(ge=0.1, le=MAX_LEASE_SECONDS)]
 WaitSeconds = Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)]
 LeaseToken = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Attempts = Annotated[int, Field(ge=1, le=1_000)]
+JobKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+OnUnsuccessful = Literal["cancel", "run", "fail"]
 
 
 def parse_uuid(value: object) -> object:
@@ -118,6 +120,45 @@ class ArtifactUpload(Query):
     )
 
 
+class ParentBody(Body):
+    """A job to wait for."""
+
+    job: Annotated[str, Field(min_length=1, max_length=100)]
+    name: JobKey | None = None
+    on_unsuccessful: OnUnsuccessful = "cancel"
+
+    def to_parent(self) -> Parent:
+        return Parent(self.job, self.name, self.on_unsuccessful)
+
+
+def parse_parent(value: object) -> object:
+    """Take a bare text for the id or key of a parent."""
+    return {"job": value} if isinstance(value, str) else value
+
+
+ParentInput = Annotated[
+    ParentBody,
+    BeforeValidator(parse_parent),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "The id of a job, or a key of the same array."},
+                {
+                    "type": "object",
+                    "properties": {
+                        "job": {"type": "string"},
+                        "name": {"type": "string", "description": "For templates: {{ parents.<name>.output }}."},
+                        "on_unsuccessful": {"enum": ["cancel", "run", "fail"], "default": "cancel"},
+                    },
+                    "required": ["job"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
 class SubmitBody(Body):
     """A job to submit. Only `kind` is needed."""
 
@@ -142,6 +183,10 @@ class SubmitBody(Body):
         None, description="W3C trace context; taken from the header when absent here."
     )
     batch_id: Id | None = Field(None, description="The open batch that it is added to.")
+    key: JobKey | None = Field(None, description="What `depends_on` of other jobs of the same array call this one.")
+    depends_on: Annotated[list[ParentInput], Field(max_length=100_000)] = Field(
+        default_factory=list[ParentInput], description="The jobs to wait for. Not in NDJSON."
+    )
 
     def to_new_job(self, *, unique_key: str | None = None, traceparent: str | None = None) -> NewJob:
         """Build the library's form; the arguments are what the request's headers say."""
@@ -160,7 +205,16 @@ class SubmitBody(Body):
             metadata=self.metadata,
             traceparent=self.traceparent or traceparent,
             batch_id=self.batch_id,
+            key=self.key,
+            depends_on=[parent.to_parent() for parent in self.depends_on],
         )
+
+
+class ChainBody(SubmitBody):
+    """A job that follows another one."""
+
+    name: JobKey = Field("parent", description="What its templates call the parent.")
+    on_unsuccessful: OnUnsuccessful = Field("cancel", description="What becomes of it when the parent fails.")
 
 
 class CallbackBody(Body):

@@ -8,7 +8,8 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from queue_pg.models import NewJob
+from queue_pg.graph import is_part
+from queue_pg.models import Job, NewJob
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import invalid, json_response, raw_json_response
 from queue_pg_api.rendering import job_json, new_job_json
@@ -60,11 +61,15 @@ async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None, ba
     new = to_new_job(body, key, traceparent(call.request), batch_id)
     await call.service.kinds.check([(new.kind, new.queue)])
     # A batch may be closed; that must not refuse the others of a group.
-    if new.unique_key is None and new.batch_id is None:
+    if new.unique_key is None and new.batch_id is None and not is_part(new):
         checked = call.service.check(new)
         stored = await call.service.gathering.submit(checked)
         return raw_json_response(new_job_json(checked, stored), 201, headers={"location": location(call, stored.id)})
-    job, created = await call.queue.submit_new(new)
+    return answer_stored(call, *await call.queue.submit_new(new))
+
+
+def answer_stored(call: Call[Any, Any], job: Job, created: bool) -> Response:
+    """Answer with a job that is stored: 201 when it is new, else 200."""
     headers = {"location": location(call, job.id)}
     if not created:
         headers["idempotency-replayed"] = "true"

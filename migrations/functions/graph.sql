@@ -137,7 +137,7 @@ begin
     perform queue_pg.raise_invalid(format('jobs[%s].key', v_bad.nr - 1),
       'must have 1 to 100 letters, digits, _ or -, and not look like an id');
   end if;
-  select k.nr, k.key into v_bad from unnest(v_keys) with ordinality as k (key, nr)
+  select (v_key_map ->> k.key)::integer as nr, k.key into v_bad from unnest(v_keys) with ordinality as k (key, nr)
   where k.key is not null and (v_key_map ->> k.key)::integer <> k.nr limit 1;
   if found then
     perform queue_pg.raise_invalid(format('jobs[%s].key', v_bad.nr - 1), format('%s is given twice', v_bad.key));

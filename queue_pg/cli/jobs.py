@@ -33,7 +33,7 @@ from queue_pg.errors import QueuePgError, WaitTimeout
 from queue_pg.models import JobState
 
 if TYPE_CHECKING:
-    from queue_pg.models import Job
+    from queue_pg.models import Dependencies, Job
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids; - reads them from standard input.")]
@@ -50,13 +50,18 @@ def register(app: typer.Typer) -> None:
 
 
 def get(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
-    """Show a job with its payload, result or error."""
+    """Show a job with its payload, result or error, and the jobs it waits for or is waited for by."""
     with open_queue(database_url) as queue:
         job = queue.get(parse_id(job_id))
+        found = queue.dependencies(job.id)
+    related = bool(found.parents_count or found.children_count)
     if as_json:
-        print_json(job)
-    else:
-        show_job(job)
+        fields: dict[str, Any] = plain(job)
+        print_json({**fields, "dependencies": plain(found)} if related else fields)
+        return
+    show_job(job)
+    if related:
+        show_dependencies(found)
 
 
 def wait(
@@ -210,6 +215,23 @@ def show_job(job: Job) -> None:
             ("error", job.error),
         ]
     )
+
+
+def show_dependencies(found: Dependencies) -> None:
+    """Print parents and children, a line each."""
+    for title, jobs, count in (
+        ("parents", found.parents, found.parents_count),
+        ("children", found.children, found.children_count),
+    ):
+        if not count:
+            continue
+        print_line(f"{title} ({count:,})")
+        for job in jobs:
+            called = f"as {job.name}" if title == "parents" else f"calls it {job.name}"
+            policy = "" if job.on_unsuccessful == "cancel" else f", if unsuccessful: {job.on_unsuccessful}"
+            print_line(f"  {job.id}  {job.state or 'forgotten'}  {called}{policy}")
+        if count > len(jobs):
+            print_line(f"  and {count - len(jobs):,} more")
 
 
 def took(job: Job) -> str:

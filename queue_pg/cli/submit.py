@@ -11,9 +11,9 @@ import typer
 from queue_pg.cli.connect import find_database, load_settings
 from queue_pg.cli.output import DatabaseUrl, JsonFlag, error_text, plain, print_json, print_line, say
 from queue_pg.cli.text import printable_json
-from queue_pg.cli.values import optional_duration, optional_time, parse_payload, parse_priority
+from queue_pg.cli.values import choice, optional_duration, optional_time, parse_id, parse_payload, parse_priority
 from queue_pg.errors import InvalidJob, UnknownKind
-from queue_pg.models import JobState, NewJob
+from queue_pg.models import JobState, NewJob, OnUnsuccessful, Parent
 
 if TYPE_CHECKING:
     from queue_pg.cli.lines import Submitted
@@ -44,6 +44,16 @@ def submit(
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object kept with the job; JSON, @file or -.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="The open batch that it is added to.")] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID[=NAME]",
+            help="Wait for this job; may be repeated. Templates call it NAME, else by its place from 0.",
+        ),
+    ] = None,
+    on_unsuccessful: Annotated[
+        str | None, typer.Option(help="When a job waited for does not complete: cancel (default), run or fail.")
+    ] = None,
     jsonl: Annotated[
         str | None,
         typer.Option(help="Many jobs, one JSON object per line: a file, or - for standard input. With KIND: payloads."),
@@ -66,12 +76,13 @@ def submit(
         "tags": tag or None,
         "metadata": parse_metadata(metadata),
         "batch_id": batch,
+        "depends_on": _parents(after, on_unsuccessful),
     }
     given = {name: value for name, value in options.items() if value is not None}
     if "delay" in given and "run_at" in given:
         raise InvalidJob("delay", "--delay and --run-at exclude each other.", hint="Give one of them.")
     if jsonl is not None:
-        _refuse_with_lines(payload=payload, unique_key=unique_key, wait=wait)
+        _refuse_with_lines(payload=payload, unique_key=unique_key, wait=wait, after=after)
         _submit_lines(jsonl, kind=kind, given=given, any_kind=any_kind, as_json=as_json, database_url=database_url)
         return
     if kind is None:
@@ -127,8 +138,20 @@ def parse_metadata(text: str | None) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value)
 
 
-def _refuse_with_lines(*, payload: str | None, unique_key: str | None, wait: bool) -> None:
-    for name, value in (("PAYLOAD", payload), ("--unique-key", unique_key), ("--wait", wait or None)):
+def _parents(after: list[str] | None, on_unsuccessful: str | None) -> list[Parent] | None:
+    policy = choice(on_unsuccessful, ["cancel", "run", "fail"], field="on_unsuccessful")
+    if policy is not None and not after:
+        raise InvalidJob("on_unsuccessful", "is about jobs to wait for; name them with --after.")
+    parents: list[Parent] = []
+    for given in after or ():
+        job, _, name = given.partition("=")
+        parents.append(Parent(parse_id(job), name or None, cast(OnUnsuccessful, policy or "cancel")))
+    return parents or None
+
+
+def _refuse_with_lines(*, payload: str | None, unique_key: str | None, wait: bool, after: list[str] | None) -> None:
+    given = (("PAYLOAD", payload), ("--unique-key", unique_key), ("--wait", wait or None), ("--after", after or None))
+    for name, value in given:
         if value is not None:
             raise InvalidJob("jsonl", f"{name} cannot be combined with --jsonl.", hint="See: queue-pg submit --help")
 

@@ -234,7 +234,7 @@ ABSENT = "018f0000-0000-7000-8000-000000000000"
         ([{"depends_on": [{"job": ABSENT, "name": "n"}, {"job": ABSENT, "name": "n"}]}], "depends_on[1]", "twice"),
         ([{"key": "a b"}], "jobs[0].key", "letters"),
         ([{"key": ABSENT}], "jobs[0].key", "id"),
-        ([{"key": "a"}, {"key": "a"}], "jobs[0].key", "twice"),
+        ([{"key": "a"}, {"key": "a"}], "jobs[1].key", "twice"),
         ([{"key": "a", "unique_key": "u"}, {"unique_key": "u"}], "jobs[1].unique_key", "twice"),
         ([{"key": "a"}, {"payload": "{{ parents.b.output }}", "depends_on": ["a"]}], "payload", "none of its parents"),
         ([{"key": "a"}, {"payload": ["{{ now }}"], "depends_on": ["a"]}], "payload", "no path"),

@@ -6,16 +6,17 @@ is possible (bulk.py of the library): Postgres stores one chunk while the next i
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from starlette.responses import Response
 
 from queue_pg.bulk import AsyncBulk
-from queue_pg.errors import SubmitError
+from queue_pg.errors import InvalidJob, SubmitError
 from queue_pg.models import NewJob, Submitted
 from queue_pg.sqlstates import translated
 from queue_pg.submission import CheckedJob
@@ -30,6 +31,7 @@ CHUNK_JOBS = 500
 CHUNK_BYTES = 8 * 1024 * 1024
 
 PlaceName = Literal["line", "index"]
+_OF_JOB: Final = re.compile(r"jobs\[(\d+)\]\.(.+)")
 
 
 @dataclass(slots=True)
@@ -55,10 +57,40 @@ class _Chunk:
 async def submit_array(
     call: Call[Any, Any], values: Sequence[object], key: str | None, batch_id: UUID | None = None
 ) -> Response:
-    """Store the jobs of a JSON array, in a batch if one is given."""
-    submitted = await _store(call, _chunks(call, _enumerated(values), "index", key, batch_id), "index")
+    """Store the jobs of a JSON array, in a batch if one is given; when they wait for others, as one graph."""
+    if any(isinstance(value, dict) and ("key" in value or "depends_on" in value) for value in values):
+        submitted = await _store_graph(call, values, key, batch_id)
+    else:
+        submitted = await _store(call, _chunks(call, _enumerated(values), "index", key, batch_id), "index")
     content = {"jobs": [{"id": str(each.id), "created": each.created} for each in submitted]}
     return _answer(content, submitted)
+
+
+async def _store_graph(
+    call: Call[Any, Any], values: Sequence[object], key: str | None, batch_id: UUID | None
+) -> list[Submitted]:
+    """Store jobs that refer to each other, which has to be done at once."""
+    trace = traceparent(call.request)
+    jobs: list[NewJob] = []
+    chunk = _Chunk()
+    for place, value in enumerate(values):
+        try:
+            job = to_new_job(check_model(SubmitBody, value), _numbered(key, place), trace, batch_id)
+        except ApiError as error:
+            raise at_place(error, "index", place) from None
+        jobs.append(job)
+        chunk.kinds.setdefault((job.kind, job.queue), place)
+    await _check_kinds(call, chunk, "index")
+    async with call.service.bulk_slots:
+        try:
+            return await call.queue.submit_graph(jobs)
+        except InvalidJob as error:
+            named = _OF_JOB.fullmatch(error.field)
+            if named is None:
+                raise
+            error.field = named[2]
+            error.message = f"{error.field}: {error.reason}"
+            raise at_place(translate(error), "index", int(named[1])) from None
 
 
 async def submit_lines(call: Call[Any, Any], key: str | None, batch_id: UUID | None = None) -> Response:

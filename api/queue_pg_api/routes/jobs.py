@@ -14,10 +14,10 @@ from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
 from queue_pg_api.longpoll import first_of, watching
-from queue_pg_api.rendering import job_json, job_summary
+from queue_pg_api.rendering import dependencies_json, job_json, job_summary
 from queue_pg_api.routes.bulk import submit_array, submit_lines
-from queue_pg_api.schemas import CancelBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
-from queue_pg_api.submissions import idempotency_key, submit_one
+from queue_pg_api.schemas import CancelBody, ChainBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
+from queue_pg_api.submissions import answer_stored, idempotency_key, submit_one, to_new_job, traceparent
 
 endpoints = Endpoints("Jobs")
 
@@ -44,8 +44,9 @@ async def submit_jobs(call: Call[NoQuery, NoBody]) -> Response:
 
     One object answers with the job and its `Location`. An array answers `{"jobs": [{"id", "created"}]}`, NDJSON
     (`application/x-ndjson`, read as it arrives) `{"count", "created", "ids"}`: both are stored all or none, in one
-    transaction. 201 when something new was stored; 200 and `Idempotency-Replayed: true` when every unique key
-    already named a job. A refusal names the field, and of many jobs the `index` or `line`.
+    transaction. Jobs of an array may wait for each other, by `key` and `depends_on`. 201 when something new was stored;
+    200 and `Idempotency-Replayed: true` when every unique key already named a job. A refusal names the field, and of
+    many jobs the `index` or `line`.
     """
     key = idempotency_key(call.request)
     if is_ndjson(call.request):
@@ -79,7 +80,10 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
 
 @endpoints.get("/jobs/{id}", answers={200: JobAnswer}, refuses=(404, 422, 503))
 async def get_job(call: Call[JobWait, NoBody]) -> Response:
-    """Read a job; with `wait`, when it has ended or as it is after that many seconds."""
+    """Read a job; with `wait`, when it has ended or as it is after that many seconds.
+
+    A job that has parents or children comes with up to 100 of each.
+    """
     queue = call.queue
     job = await queue.get(call.job_id)
     if call.query.wait > 0 and not job.finished:
@@ -88,7 +92,30 @@ async def get_job(call: Call[JobWait, NoBody]) -> Response:
             with suppress(WaitTimeout):
                 ended = await first_of(queue.wait(job.id, call.query.wait), gone, call.service.stopping)
         job = ended or await queue.get(job.id)
-    return json_response(job_json(job))
+    content = job_json(job)
+    found = await queue.dependencies(job.id)
+    if found.parents_count or found.children_count:
+        content["dependencies"] = dependencies_json(found)
+    return json_response(content)
+
+
+@endpoints.post(
+    "/jobs/{id}/chain",
+    answers={201: JobAnswer, 200: JobAnswer},
+    refuses=(403, 404, 408, 413, 415, 422, 503),
+)
+async def chain_job(call: Call[NoQuery, ChainBody]) -> Response:
+    """Submit a job that follows this one.
+
+    It waits while this one lives, and its payload may take what this one has made, as in
+    `{{ parents.parent.output.text }}`.
+    """
+    new = to_new_job(call.body, idempotency_key(call.request), traceparent(call.request))
+    await call.service.kinds.check([(new.kind, new.queue)])
+    chained = await call.queue.chain_new(
+        call.job_id, new, name=call.body.name, on_unsuccessful=call.body.on_unsuccessful
+    )
+    return answer_stored(call, *chained)
 
 
 @endpoints.post("/jobs/{id}/cancel", answers={200: JobAnswer}, refuses=(403, 404, 409, 422, 503))

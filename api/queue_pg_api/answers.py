@@ -72,7 +72,12 @@ class JobAnswer(JobSummary):
 
     payload: Any
     result: Any
-    dependencies: DependenciesAnswer | None = Field(None, description="GET: of a job with parents or children.")
+
+
+class RelatedJobAnswer(JobAnswer):
+    """A job, with its parents and children if it has any."""
+
+    dependencies: DependenciesAnswer | None = Field(None, description="Left out where there are none.")
 
 
 class JobPage(Answer):

@@ -159,6 +159,8 @@ declare
   v_reason text;
   v_queues text[];
   v_due timestamptz;
+  v_observed boolean := queue_pg.is_observed();
+  v_followed uuid[];
 begin
   select
     coalesce(array_agg(c.id) filter (where c.fault is not null), '{}'),
@@ -204,33 +206,37 @@ begin
     update queue_pg.jobs j set parents_left = c.parents_left
     from unnest(v_counting, v_lefts) as c (id, parents_left) where j.id between c.id and c.id;
   end if;
-  if v_ready is not null then
-    with released as (
+  if v_ready is not null or v_rendered <> '{}' then
+    -- Apart: a payload that is written again is checked again.
+    with plain as (
       update queue_pg.jobs j
-      set parents_left = 0, state = case when j.run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state
+      set parents_left = 0, promoted_at = case when j.run_at <= v_now then v_now end,
+        state = case when j.run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state
       from unnest(v_ready) as r (id) where j.id between r.id and r.id
-      returning j.state, j.queue, j.run_at
-    )
-    select array_agg(distinct r.queue::text) filter (where r.state = 'queued'),
-      min(r.run_at::timestamptz) filter (where r.state = 'scheduled')
-    into v_queues, v_due from released r;
-    perform queue_pg.wake(q) from unnest(v_queues) q;
-    if v_due is not null then
-      perform queue_pg.wake_due(v_due);
-    end if;
-  end if;
-  if v_rendered <> '{}' then
-    with released as (
+      returning j.*
+    ),
+    filled as (
       update queue_pg.jobs j
-      set parents_left = 0, payload = r.payload,
+      set parents_left = 0, payload = r.payload, promoted_at = case when j.run_at <= v_now then v_now end,
         state = case when j.run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state
       from unnest(v_rendered, v_payloads) as r (id, payload) where j.id between r.id and r.id
-      returning j.state, j.queue, j.run_at
+      returning j.*
+    ),
+    released as (
+      select p.id, p.org, p.queue, p.kind, p.state, p.run_at, p.last_event_seq, p.followed from plain p
+      union all
+      select f.id, f.org, f.queue, f.kind, f.state, f.run_at, f.last_event_seq, f.followed from filled f
     )
     select array_agg(distinct r.queue::text) filter (where r.state = 'queued'),
-      min(r.run_at::timestamptz) filter (where r.state = 'scheduled')
-    into v_queues, v_due from released r;
+      min(r.run_at::timestamptz) filter (where r.state = 'scheduled'),
+      array_agg(r.id) filter (where r.followed and r.state = 'queued'),
+      count(queue_pg.tell_transition(
+        r.id, r.org::text, r.queue::text, r.kind::text, 'promoted', greatest(r.last_event_seq, 1)::integer + 1))
+        filter (where v_observed and r.state = 'queued')
+    into v_queues, v_due, v_followed
+    from released r;
     perform queue_pg.wake(q) from unnest(v_queues) q;
+    perform queue_pg.tell_followers(v_followed);
     if v_due is not null then
       perform queue_pg.wake_due(v_due);
     end if;

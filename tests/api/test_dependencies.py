@@ -23,7 +23,7 @@ async def submit(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
 async def read(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     answer = await client.get(f"/jobs/{job_id}")
     assert answer.status_code == 200, answer.text
-    answers.JobAnswer.model_validate(answer.json())
+    answers.RelatedJobAnswer.model_validate(answer.json())
     return answer.json()
 
 

@@ -210,6 +210,35 @@ async def test_jobs_without_parents_leave_nothing_behind(conn: Connection) -> No
         assert await one(conn, f"select count(*) from queue_pg.{table}") == 0
 
 
+async def test_the_events_of_a_child_tell_its_release_or_its_end(conn: Connection) -> None:
+    [a, b, run, ended] = await submit(
+        conn, {"key": "a"}, {"key": "b"}, {"depends_on": ["a"], "payload": "{{ parents.a.id }}"}, {"depends_on": ["b"]}
+    )
+    await finish(conn, "complete", a)
+    await finish(conn, "discard", b)
+    await finish(conn, "complete", run)
+    events = "select array_agg(type order by seq), array_agg(seq order by seq) from queue_pg.events(%s, 0)"
+    assert await one(conn, events, run) == (["submitted", "promoted", "started", "completed"], [1, 2, 3, 4])
+    assert await one(conn, events, ended) == (["submitted", "cancelled"], [1, 2])
+
+
+async def test_a_graph_in_a_batch_is_counted(conn: Connection) -> None:
+    batch = str(await one(conn, "select queue_pg.create_batch('graph')"))
+    [a, b, c] = await submit(
+        conn,
+        {"key": "a", "batch_id": batch},
+        {"key": "b", "batch_id": batch, "depends_on": ["a"]},
+        {"batch_id": batch, "depends_on": [{"job": "b", "on_unsuccessful": "run"}]},
+    )
+    await conn.execute("select queue_pg.close_batch(%s)", (batch,))
+    await finish(conn, "discard", a)
+    await finish(conn, "complete", c)
+    await conn.execute("select queue_pg.maintain()")
+    row = await one(conn, "select state, total, completed, failed, cancelled from queue_pg.batch(%s)", batch)
+    assert row == ("failed", 3, 1, 1, 1)
+    assert await states(conn, [a, b, c]) == "fxc"
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 ABSENT = "018f0000-0000-7000-8000-000000000000"

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from queue_pg.errors import WaitTimeout
 from queue_pg.models import Job
-from queue_pg_api.answers import JobAnswer, JobPage
+from queue_pg_api.answers import JobAnswer, JobPage, RelatedJobAnswer
 from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
@@ -78,7 +78,7 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
     return json_response({"jobs": [job_summary(job) for job in page.jobs], "next_cursor": page.next_cursor})
 
 
-@endpoints.get("/jobs/{id}", answers={200: JobAnswer}, refuses=(404, 422, 503))
+@endpoints.get("/jobs/{id}", answers={200: RelatedJobAnswer}, refuses=(404, 422, 503))
 async def get_job(call: Call[JobWait, NoBody]) -> Response:
     """Read a job; with `wait`, when it has ended or as it is after that many seconds.
 

@@ -430,6 +430,8 @@ comment on function queue_pg.read_artifact is 'The content of an artifact of at 
 create or replace function queue_pg.sweep_artifacts() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 declare
@@ -514,6 +516,8 @@ $$;
 create or replace function queue_pg.remove_discarded(most integer) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 declare

@@ -36,6 +36,7 @@ from queue_pg.errors import (
     SchemaError,
     SchemaTooNew,
     SubmitError,
+    TemplateNotFound,
     UniqueKeyConflict,
     UnknownKind,
     WaitTimeout,
@@ -68,6 +69,7 @@ from queue_pg.payloads import Unreadable
 from queue_pg.schedules import NewSchedule, Schedule, Timing
 from queue_pg.suspension import Suspended
 from queue_pg.tasks import JobContext, Task, Tasks, current_job, task, use_queue
+from queue_pg.template_model import JobTemplate
 
 try:
     __version__ = version("queue-pg")
@@ -106,6 +108,7 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobState",
+    "JobTemplate",
     "JobUnsuccessful",
     "KindInfo",
     "LeaseLost",
@@ -135,6 +138,7 @@ __all__ = [
     "SyncQueue",
     "Task",
     "Tasks",
+    "TemplateNotFound",
     "Timing",
     "UniqueKeyConflict",
     "UnknownKind",

@@ -46,6 +46,7 @@ from queue_pg.scheduling import AsyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.stepping import AsyncStepping
 from queue_pg.submission import JobChecker, encode_array
+from queue_pg.templating import AsyncTemplating
 from queue_pg.waiting import Waiting
 from queue_pg.wakeup import EVENTS, RESULT, Wakeups
 
@@ -54,7 +55,7 @@ Pool = AsyncConnectionPool[Any]
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBatching, AsyncArtifacts):
+class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBatching, AsyncArtifacts, AsyncTemplating):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:

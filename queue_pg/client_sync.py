@@ -49,6 +49,7 @@ from queue_pg.scheduling_sync import SyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.stepping_sync import SyncStepping
 from queue_pg.submission import JobChecker, encode_array
+from queue_pg.templating_sync import SyncTemplating
 from queue_pg.waiting_sync import Waiting
 from queue_pg.wakeup import EVENTS, RESULT, Wakeups
 
@@ -57,7 +58,7 @@ Pool = ConnectionPool[Any]
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncStepping, SyncBatching, SyncArtifacts):
+class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncStepping, SyncBatching, SyncArtifacts, SyncTemplating):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:

@@ -21,6 +21,7 @@
     ├── JobNotFound                 no such job, or its retention has passed
     ├── ScheduleNotFound            no schedule has this name
     ├── ScheduleExists              a new schedule was to have the name of another one
+    ├── TemplateNotFound            no job template has this name, or this version
     ├── BatchNotFound               no such batch, or its retention has passed
     ├── InvalidTransition           the job's state does not allow the action
     │   └── InvalidBatchTransition  the batch's does not
@@ -266,6 +267,19 @@ class ScheduleExists(QueuePgError):
     def __init__(self, name: str) -> None:
         super().__init__(f"There is a schedule {name!r} already.", hint="Take another name, or change that one.")
         self.name = name
+
+
+class TemplateNotFound(QueuePgError):
+    """No job template has this name, or this version."""
+
+    code = "template_not_found"
+    exit_code = 4
+
+    def __init__(self, name: str, version: int | None = None) -> None:
+        what = f"No template {name!r}" if version is None else f"Template {name!r} has no version {version}"
+        super().__init__(f"{what}.", hint="See the names: select name, version from queue_pg.job_templates")
+        self.name = name
+        self.version = version
 
 
 class BatchNotFound(QueuePgError):

@@ -32,6 +32,7 @@ from queue_pg.errors import (
     ScheduleExists,
     ScheduleNotFound,
     SchemaError,
+    TemplateNotFound,
     UniqueKeyConflict,
 )
 from queue_pg.payloads import sanitise_text
@@ -122,6 +123,8 @@ def translated(*, unsafe_to_repeat: bool = False) -> Generator[None]:
 
 def _not_found(facts: _Facts) -> QueuePgError:
     details = facts.details()
+    if "template" in details:
+        return TemplateNotFound(str(details["template"]), details.get("version"))
     if "batch_id" in details:
         return BatchNotFound(_uuid(details["batch_id"]) or facts.message)
     return JobNotFound(_uuid(details.get("id")) or facts.message)

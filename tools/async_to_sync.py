@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "store", "schedule_store", "batch_store", "artifact_store", "step_store", "pool", "waiting", "feed", "pulling",
-    "reading", "scheduling", "stepping", "batching", "artifacts", "bulk", "client",
+    "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
@@ -44,6 +44,7 @@ NAMES = {
     "AsyncSlots": "SyncSlots",
     "AsyncStepping": "SyncStepping",
     "Content": "BlockingContent",
+    "AsyncTemplating": "SyncTemplating",
     "Queue": "SyncQueue",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
@@ -65,6 +66,7 @@ NAMES = {
     "saving_async": "saving_sync",
     "upload_async": "upload_sync",
     "stepping": "stepping_sync",
+    "templating": "templating_sync",
     "waiting": "waiting_sync",
 }
 HEADER = """# Generated from {source} by tools/async_to_sync.py; change that file and run the tool.

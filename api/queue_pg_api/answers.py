@@ -147,6 +147,27 @@ class SignalAnswer(Answer):
     created: bool = Field(description="False: a signal of this name came before, and counts.")
 
 
+class TemplateAnswer(Answer):
+    """A job template in one version, which never changes."""
+
+    name: str
+    version: int
+    org: str
+    kind: str
+    queue: str
+    priority: int
+    max_attempts: int | None
+    timeout_seconds: float | None
+    payload: Any
+    variables: dict[str, Any]
+    description: str | None
+    created_at: datetime
+
+
+class TemplatesAnswer(Answer):
+    templates: list[TemplateAnswer]
+
+
 class SubmittedJob(Answer):
     id: UUID
     created: bool = Field(description="False: the unique key names this job already.")

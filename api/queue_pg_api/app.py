@@ -19,7 +19,7 @@ from queue_pg_api.docs_page import docs_routes
 from queue_pg_api.endpoints import Endpoint, routes_of
 from queue_pg_api.errors import ApiError, error_response
 from queue_pg_api.openapi import document
-from queue_pg_api.routes import artifacts, batches, cerebro, jobs, pull, queues, schedules, steps, system
+from queue_pg_api.routes import artifacts, batches, cerebro, jobs, pull, queues, schedules, steps, system, templates
 from queue_pg_api.service import Service
 
 STATE_KEY = "queue_pg_service"
@@ -33,6 +33,7 @@ def all_endpoints() -> list[Endpoint]:
         *steps.endpoints,
         *pull.endpoints,
         *batches.endpoints,
+        *templates.endpoints,
         *cerebro.endpoints,
         *artifacts.endpoints,
         *queues.endpoints,

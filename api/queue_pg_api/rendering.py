@@ -22,6 +22,7 @@ from queue_pg.models import (
 )
 from queue_pg.payloads import Unreadable, error_object
 from queue_pg.submission import CheckedJob
+from queue_pg.template_model import JobTemplate
 from queue_pg_api.answers import CerebroStatus
 from queue_pg_api.schemas import ErrorDetails
 
@@ -292,4 +293,22 @@ def batch_json(batch: Batch) -> dict[str, Any]:
         "closed_at": timestamp(batch.closed_at),
         "cancelled_at": timestamp(batch.cancelled_at),
         "finished_at": timestamp(batch.finished_at),
+    }
+
+
+def template_json(template: JobTemplate) -> dict[str, Any]:
+    """Render a job template."""
+    return {
+        "name": template.name,
+        "version": template.version,
+        "org": template.org,
+        "kind": template.kind,
+        "queue": template.queue,
+        "priority": template.priority,
+        "max_attempts": template.max_attempts,
+        "timeout_seconds": None if template.timeout is None else template.timeout.total_seconds(),
+        "payload": json_or_mark(template.payload),
+        "variables": json_or_mark(template.variables),
+        "description": template.description,
+        "created_at": timestamp(template.created_at),
     }

@@ -30,6 +30,7 @@ BUILT_IN = {
     "retry": "jobs",
     "why": "jobs",
     "artifacts": "artifacts",
+    "templates": "templates",
     "batches": "batches",
     "batch": "batches",
     "steps": "steps",

@@ -84,9 +84,16 @@ async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnectio
     assert found == [("closed", 3, 0)]
 
 
+async def test_the_sql_of_the_guide_to_templates_runs(conn: psycopg.AsyncConnection) -> None:
+    for block in blocks("templates.md", "sql"):
+        await conn.execute(block)
+    found = await (await conn.execute("select payload ->> 'prompt' from queue_pg.jobs order by id")).fetchall()
+    assert found == [("Greet the world",), ("Greet Ada",)]
+
+
 PYTHON = [
     block
-    for guide in ("python", "batches", "dependencies", "events", "steps")
+    for guide in ("python", "templates", "batches", "dependencies", "events", "steps")
     for block in blocks(f"{guide}.md", "python")
 ]
 

@@ -16,6 +16,11 @@ PRINTED = {
 output/words.txt 8 text/plain 1
 b'ONE\\nTWO\\n'
 """,
+    "templates.py": """greeting has the variables who, times
+Hello, Ada!
+Hello, Bob! Hello, Bob!
+refused: variables.times: must be at most 3
+""",
     "batches.py": """submitted: 3 jobs are queued
 report: import failed, 2 of 3 loaded
 failed: 100 % ended, 1 failed

@@ -446,7 +446,11 @@ async def test_cancel_ends_every_job_and_running_ones_lose_their_lease(conn: Con
     assert await counts(conn, batch) == ("cancelled", 6, 1, 0, 5, 0)
     assert await submitted_callbacks(conn) == ["failed", "all"]
     assert await one(conn, "select error ->> 'message' from queue_pg.job(%s)", job) == "enough"
-    assert await one(conn, "select data -> 'error' ->> 'message' from queue_pg.job_events where job_id = %s", job)
+    assert await one(
+        conn,
+        "select data -> 'error' ->> 'message' from queue_pg.job_events where job_id = %s and type = 'cancelled'",
+        job,
+    )
     # Again is no error; nothing else was touched.
     assert await one(conn, "select cancelled, last_id from queue_pg.cancel_batch(%s)", batch) == (0, None)
     assert await counts(conn, other) == ("open", 1, 0, 0, 0, 1)
@@ -662,3 +666,25 @@ async def test_what_a_batch_costs_does_not_grow_with_it(conn: Connection) -> Non
     in_the_midst = "select * from queue_pg.cancel_batch(%s, max_jobs => 100, after => %s)"
     assert await read_by(in_the_midst, batch, half) < 100 * 12
     assert await read_by("select * from queue_pg.retry_failed(%s, max_jobs => 1)", batch) < 100
+
+
+async def test_children_that_end_with_their_parents_are_counted(conn: Connection) -> None:
+    graph = (
+        "select queue_pg.submit_many(jsonb_build_array("
+        "jsonb_build_object('kind', 'k', 'key', 'a', 'batch_id', %(batch)s::text),"
+        "jsonb_build_object('kind', 'k', 'key', 'b', 'batch_id', %(batch)s::text, 'depends_on', '[\"a\"]'::jsonb),"
+        "jsonb_build_object('kind', 'k', 'key', 'c', 'batch_id', %(batch)s::text, 'depends_on', '[\"b\"]'::jsonb)))"
+    )
+    failed, cancelled = await make(conn), await make(conn)
+    await conn.execute(graph, {"batch": failed})
+    await conn.execute("select queue_pg.close_batch(%s)", (failed,))
+    await finish(conn, "discard")
+    assert await counts(conn, failed) == ("closed", 3, 0, 1, 2, 0)
+    await conn.execute(graph, {"batch": cancelled})
+    # The children of the first bite end with it, whichever bite they would have been in.
+    assert await one(conn, "select last_id is not null from queue_pg.cancel_batch(%s, max_jobs => 1)", cancelled)
+    await conn.execute("select queue_pg.cancel_batch(%s)", (cancelled,))
+    assert await counts(conn, cancelled) == ("closed", 3, 0, 0, 3, 0)
+    await conn.execute(SETTLE)
+    assert (await counts(conn, failed))[0] == "failed"
+    assert (await counts(conn, cancelled))[0] == "cancelled"

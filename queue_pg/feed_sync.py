@@ -209,7 +209,8 @@ class Feed:
             interval = RECHECK_SECONDS if self._wakeups.listening else self._pause
             self._pause = min(self._pause * 1.5, POLL_SECONDS[1])
             self._all_due_at = time.monotonic() + interval * random.uniform(0.8, 1.2)
-        batch = [follower for follower in self._due if follower.asks][:READ_AT_ONCE]
+        # One that has a page has not taken it yet, and another one would take its place.
+        batch = [each for each in self._due if each.asks and not self._has_news(each)][:READ_AT_ONCE]
         self._due.difference_update(batch)
         return batch
 
@@ -264,6 +265,7 @@ class Feed:
             follower.followed = False
             follower.stale = True
         if self._has_news(follower):
+            follower.asks = False
             follower.signal.set()
         elif follower.stale:
             self._due.add(follower)

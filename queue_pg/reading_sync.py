@@ -54,6 +54,11 @@ class SyncReading(ABC):
 
     def events_page(self, job_id: UUID | str, *, after: int = 0, limit: int = 1000) -> EventPage:
         """Return the events of a job that are there now, at most `limit` after a number. Raises JobNotFound."""
+        read = self.events_read(job_id, after=after, limit=limit)
+        return EventPage(events=[rows.event(event) for event in read.events], state=read.state, last_seq=read.last_seq)
+
+    def events_read(self, job_id: UUID | str, *, after: int = 0, limit: int = 1000) -> EventsRead:
+        """Return what `events_page` does, the events' data as JSON text. Raises JobNotFound."""
         known, number = arguments.job_id(job_id), arguments.event_number("after", after)
         arguments.page_size(limit)
         with self.connection() as conn:
@@ -63,7 +68,7 @@ class SyncReading(ABC):
                 [read] = store.read_events(conn, [(known, number)], max_events=limit)
         if read is None or not self._may_see(read):
             raise JobNotFound(known)
-        return EventPage(events=[rows.event(event) for event in read.events], state=read.state, last_seq=read.last_seq)
+        return read
 
     def logs(
         self, job_id: UUID | str, *, from_seq: int = 1, limit: int = 100, stream: str | None = None

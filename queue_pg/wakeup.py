@@ -234,6 +234,7 @@ class Wakeups:
             finally:
                 if self._listening.is_set():
                     self._listening.clear()
+                    self._tell_taps()
                     # Those who rely on notifications poll seldom.
                     self._signal_all()
             self._stop.wait(pause * random.uniform(0.5, 1.0))
@@ -258,6 +259,7 @@ class Wakeups:
         if self._failing or self._deaf:
             self._failing = self._deaf = False
             _log.info("Notifications are back.")
+        self._tell_taps()
         self._listening.set()
         self._signal_all()
         return True
@@ -299,6 +301,8 @@ class Wakeups:
         with self._lock:
             woken = [subscription for group in self._subscribers.values() for subscription in group]
         _signal(woken)
+
+    def _tell_taps(self) -> None:
         for callback in list(self._taps.values()):
             callback(None)
 

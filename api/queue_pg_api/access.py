@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from queue_pg_api.errors import ApiError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
-def acting_org(request: Request, service: Service) -> str:
+def acting_org(request: HTTPConnection, service: Service) -> str:
     """Return the organisation whose jobs this request may see and change."""
     del request  # nothing in a request can choose it yet
     return service.org
@@ -31,8 +31,12 @@ def refuse_cross_origin(request: Request) -> None:
     The service listens on loopback without keys, where any page that a developer visits could otherwise submit or
     cancel jobs with a plain form post. Browsers always say where such a request comes from; other clients don't.
     """
-    if request.method in SAFE_METHODS:
-        return
+    if request.method not in SAFE_METHODS:
+        refuse_foreign_page(request)
+
+
+def refuse_foreign_page(request: HTTPConnection) -> None:
+    """Refuse what a browser sends for another site's page; of reads only WebSockets, which it lets that page read."""
     origin = request.headers.get("origin")
     if origin is None:
         return

@@ -232,6 +232,39 @@ class ArtifactsAnswer(Answer):
     artifacts: list[ArtifactAnswer]
 
 
+class EventAnswer(Answer):
+    seq: int
+    at: datetime | None = Field(description="Null only for `forgotten`.")
+    type: str
+    data: dict[str, Any]
+
+
+class EventsAnswer(Answer):
+    """A page of a job's events."""
+
+    events: list[EventAnswer]
+    state: JobState
+    last_seq: int = Field(description="Number of the newest event; more are there if it is above that of the last one.")
+
+
+class LogLineAnswer(Answer):
+    seq: int
+    at: datetime
+    stream: str
+    line: str
+    data: dict[str, Any] = Field(description="The fields given beside the line.")
+
+
+class LogsAnswer(Answer):
+    logs: list[LogLineAnswer]
+    next_seq: int | None = Field(description="Pass as `from_seq` for the next page; null: this is the last so far.")
+
+
+class AppendAnswer(Answer):
+    id: UUID
+    last_seq: int = Field(description="Number of the job's newest event.")
+
+
 class QueueAnswer(Answer):
     queue: str
     org: str

@@ -19,7 +19,20 @@ from queue_pg_api.docs_page import docs_routes
 from queue_pg_api.endpoints import Endpoint, routes_of
 from queue_pg_api.errors import ApiError, error_response
 from queue_pg_api.openapi import document
-from queue_pg_api.routes import artifacts, batches, cerebro, jobs, pull, queues, schedules, steps, system, templates
+from queue_pg_api.routes import (
+    artifacts,
+    batches,
+    cerebro,
+    events,
+    jobs,
+    pull,
+    queues,
+    schedules,
+    steps,
+    system,
+    templates,
+)
+from queue_pg_api.routes.sockets import socket_routes
 from queue_pg_api.service import Service
 
 STATE_KEY = "queue_pg_service"
@@ -32,6 +45,7 @@ def all_endpoints() -> list[Endpoint]:
         *jobs.endpoints,
         *steps.endpoints,
         *pull.endpoints,
+        *events.endpoints,
         *batches.endpoints,
         *templates.endpoints,
         *cerebro.endpoints,
@@ -58,7 +72,7 @@ def create_app(settings: Settings | None = None, *, queue: Queue | None = None) 
 
     endpoints = all_endpoints()
     service.openapi = document(endpoints)
-    routes: Sequence[BaseRoute] = [*routes_of(endpoints, service), *docs_routes()]
+    routes: Sequence[BaseRoute] = [*routes_of(endpoints, service), *socket_routes(service), *docs_routes()]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

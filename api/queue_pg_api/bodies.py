@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from queue_pg.errors import InvalidJob
 from queue_pg.payloads import parse_json
@@ -151,7 +151,7 @@ def check_model(model: type[M], value: object) -> M:
         raise _refusal(error, list(model.model_fields)) from None
 
 
-def read_query(request: Request, model: type[M]) -> M:
+def read_query(request: HTTPConnection, model: type[M]) -> M:
     """Check the query string; every parameter at most once."""
     params: QueryParams = request.query_params
     values: dict[str, str] = {}

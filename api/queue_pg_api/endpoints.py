@@ -92,6 +92,8 @@ class Endpoint:
     # A body that the handler reads itself: its schema by media type, and the models that those refer to.
     raw_body: Mapping[str, Any] = field(default_factory=dict[str, Any])
     raw_models: Sequence[type[BaseModel]] = ()
+    # It answers as text/event-stream too.
+    event_stream: bool = False
 
     @property
     def name(self) -> str:
@@ -126,6 +128,7 @@ class Endpoints(list[Endpoint]):
         refuses: Sequence[int] = (),
         raw_body: Mapping[str, Any] | None = None,
         raw_models: Sequence[type[BaseModel]] = (),
+        event_stream: bool = False,
     ) -> Callable[[H], H]:
         def declare(handler: H) -> H:
             query, body = _models_of(handler)
@@ -141,6 +144,7 @@ class Endpoints(list[Endpoint]):
                     refuses=refuses,
                     raw_body=raw_body or {},
                     raw_models=raw_models,
+                    event_stream=event_stream,
                 )
             )
             return handler

@@ -107,6 +107,16 @@ def _operation(endpoint: Endpoint, path: str, schemas: Schemas) -> dict[str, Any
                 "schema": {"type": "string", "minLength": 1, "maxLength": 255},
             }
         )
+    if endpoint.event_stream:
+        parameters.append(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "required": False,
+                "description": "The number of the last event seen; wins over `after`.",
+                "schema": {"type": "integer", "minimum": 0},
+            }
+        )
     if parameters:
         operation["parameters"] = parameters
     if body := _request_body(endpoint, schemas):
@@ -152,6 +162,8 @@ def _responses(endpoint: Endpoint, schemas: Schemas) -> dict[str, Any]:
         response: dict[str, Any] = {"description": SUCCESSES.get(status) or REFUSALS[status]}
         if answer is not None:
             response["content"] = {"application/json": {"schema": schemas[(answer, "serialization")]}}
+            if endpoint.event_stream:
+                response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
         responses[str(status)] = response
     error = {"application/json": {"schema": schemas[(ErrorAnswer, "serialization")]}}
     for status in sorted(set(endpoint.refuses) - set(endpoint.answers)):

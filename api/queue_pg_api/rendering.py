@@ -16,8 +16,10 @@ from queue_pg.models import (
     Dependency,
     Job,
     JobState,
+    LogLine,
     QueueStats,
     Step,
+    StoredEvent,
     WorkerInfo,
 )
 from queue_pg.payloads import Unreadable, error_object
@@ -180,6 +182,23 @@ def claimed_json(job: ClaimedJob) -> str:
         separators=(",", ":"),
     )
     return f'{rest[:-1]},"metadata":{job.metadata},"payload":{job.payload}}}'
+
+
+def event_json(event: StoredEvent) -> str:
+    """Write an event; its data is JSON already."""
+    at = "null" if event.at is None else f'"{timestamp(event.at)}"'
+    return f'{{"seq":{event.seq},"at":{at},"type":"{event.type}","data":{event.data}}}'
+
+
+def log_line_json(line: LogLine) -> dict[str, Any]:
+    """Render a line of a job's log."""
+    return {
+        "seq": line.seq,
+        "at": timestamp(line.at),
+        "stream": line.stream,
+        "line": line.line,
+        "data": json_or_mark(line.data),
+    }
 
 
 def stored_error(error: ErrorDetails) -> dict[str, Any]:

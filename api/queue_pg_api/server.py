@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from pathlib import Path
@@ -9,16 +10,28 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import ChangeReload
 
 from queue_pg.errors import ConfigError
 from queue_pg_api.app import STATE_KEY
+from queue_pg_api.following import ABORT_KEY
 
 # Requests that are under way when the process is asked to stop have this long; waits end at once.
 GRACEFUL_SECONDS = 5
 # Of one line or header block that has not ended yet.
 MAX_HEADER_BYTES = 64 * 1024
 BACKLOG = 2048
+# Of one message of a WebSocket's client.
+MAX_MESSAGE_BYTES = 64 * 1024
+
+
+class Protocol(H11Protocol):
+    """Leaves the means to break its connection to streams whose client does not read (following.py)."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT_KEY: transport.abort}
 
 
 class Server(uvicorn.Server):
@@ -46,7 +59,9 @@ def configure(app: Any, *, host: str, port: int, log_level: str, access_log: boo
         host=host,
         port=port,
         lifespan="on",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
         log_config=_logging(log_level, access_log=access_log),
         access_log=access_log,
         proxy_headers=False,
@@ -54,7 +69,7 @@ def configure(app: Any, *, host: str, port: int, log_level: str, access_log: boo
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
         # The other parser that uvicorn would take if it is installed does not bound headers.
-        http="h11",
+        http=Protocol,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         reload=reload,
         reload_dirs=[str(Path(__file__).parent), str(Path.cwd())] if reload else None,

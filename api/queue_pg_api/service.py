@@ -19,9 +19,10 @@ from queue_pg.models import ClaimedJob, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json, error_object
 from queue_pg.settings import Settings
 from queue_pg.submission import JobChecker
-from queue_pg.wakeup import DUE, RESULT, WAKE, Wakeups
+from queue_pg.wakeup import DUE, EVENTS, RESULT, TRANSITIONS, WAKE, Wakeups
 from queue_pg_api.claim_room import ClaimRoom, Wanted
 from queue_pg_api.kinds import Kinds
+from queue_pg_api.observing import Observing
 from queue_pg_api.queue_watch import QueueWatch
 
 logger = logging.getLogger(__name__)
@@ -63,15 +64,17 @@ class Service:
         self.gathering = Gathering(partial(self.queue.connection, unsafe_to_repeat=True))
         listen_dsn = settings.listen_database_url or self.queue.dsn
         self._wakeups = self.queue.wakeups
-        self._owns_wakeups = queue is None or not {WAKE, DUE} <= set(self._wakeups.channels)
+        self._owns_wakeups = queue is None or not {WAKE, DUE, TRANSITIONS} <= set(self._wakeups.channels)
         if self._owns_wakeups:
-            channels = (WAKE, DUE, RESULT) if queue is None else (WAKE, DUE)
+            own = (WAKE, DUE, TRANSITIONS)
+            channels = (*own, RESULT, EVENTS) if queue is None else own
             self._wakeups = Wakeups(listen_dsn, channels, enabled=settings.notify)
         if queue is None:
-            # One listening connection serves all; the library alone listens for results only.
+            # One listening connection serves all; the library alone listens for results and events only.
             self.queue.wakeups = self._wakeups
         self._watch = QueueWatch(self._wakeups, self._disarm)
         self.claims = ClaimRoom(self._claim, self._release, watch=self._watch)
+        self.observing = Observing(self._wakeups, observe=self._observe, unobserve=self._unobserve)
         self.kinds = Kinds(self.queue, settings.unknown_kinds)
         # Slow bulk submissions hold a connection each; they must not take all that others need.
         self.bulk_slots = asyncio.Semaphore(max(1, settings.pool_size // 3))
@@ -88,6 +91,7 @@ class Service:
             # Not waited for: the service starts while the database is away.
             await self._pool.open(wait=False)
             await self.queue.open()
+        self.observing.start()
         self._wakeups.start()
         self._waking = asyncio.create_task(self._for_ever("wake-up", self._pass_on_wakes))
         self._maintaining = asyncio.create_task(self._for_ever("maintenance", self._maintain))
@@ -97,6 +101,7 @@ class Service:
         self.stop()
         await self._end_tasks()
         await self.claims.close()
+        await self.observing.close()
         await self._watch.close()
         await self.gathering.close()
         if self._owns_wakeups:
@@ -193,6 +198,14 @@ class Service:
     async def _disarm(self, queues: Sequence[str]) -> None:
         async with self.queue.connection() as connection:
             await store.disarm(connection, queues)
+
+    async def _observe(self, observer: str) -> bool:
+        async with self.queue.connection() as connection:
+            return await store.observe(connection, observer)
+
+    async def _unobserve(self, observer: str) -> None:
+        async with self.queue.connection() as connection:
+            await store.unobserve(connection, observer)
 
     async def _release(self, jobs: Sequence[ClaimedJob]) -> None:
         outcomes = [Outcome(id=job.id, lease_token=job.lease_token, outcome="release") for job in jobs]

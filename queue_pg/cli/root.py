@@ -31,6 +31,8 @@ BUILT_IN = {
     "why": "jobs",
     "artifacts": "artifacts",
     "templates": "templates",
+    "events": "events",
+    "logs": "events",
     "batches": "batches",
     "batch": "batches",
     "steps": "steps",

@@ -16,7 +16,7 @@ from queue_pg.feed import Feed
 from queue_pg.models import EventsRead
 from queue_pg.testing import Clock
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -76,6 +76,16 @@ async def test_an_early_reader_sees_the_same_as_a_late_one(dsn: str, notify: boo
         assert await soon(following.more()) == []
         following.close()
         assert await soon(reader) == await soon(all_of(other, job))
+
+
+async def test_nothing_is_lost_or_said_twice_while_events_come_fast(queue: Queue) -> None:
+    job, token = await running(queue)
+    readers = [asyncio.create_task(all_of(queue, job)) for _ in range(5)]
+    for n in range(200):
+        await say(queue, job, token, str(n))
+    await queue.complete(job, token)
+    for found in await soon(asyncio.gather(*readers)):
+        assert [event.seq for event in found] == list(range(1, 204))
 
 
 async def test_a_reader_that_was_away_goes_on_elsewhere(dsn: str, queue: Queue) -> None:

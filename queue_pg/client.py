@@ -23,6 +23,7 @@ from queue_pg.connections import connect_async
 from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.feed import Feed
 from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
+from queue_pg.limiting import AsyncLimiting
 from queue_pg.models import (
     Dependencies,
     Job,
@@ -55,7 +56,16 @@ Pool = AsyncConnectionPool[Any]
 NewJobs = Iterable[NewJob] | AsyncIterable[NewJob]
 
 
-class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBatching, AsyncArtifacts, AsyncTemplating):
+class Queue(
+    AsyncPulling,
+    AsyncReading,
+    AsyncScheduling,
+    AsyncStepping,
+    AsyncBatching,
+    AsyncArtifacts,
+    AsyncTemplating,
+    AsyncLimiting,
+):
     """The queue in one Postgres database.
 
         async with Queue("postgresql://app@localhost/app") as queue:
@@ -160,6 +170,8 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBat
         traceparent: str | None = None,
         batch_id: UUID | str | None = None,
         depends_on: Parents = (),
+        limit_key: str | None = None,
+        cost: int = 1,
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
@@ -185,6 +197,8 @@ class Queue(AsyncPulling, AsyncReading, AsyncScheduling, AsyncStepping, AsyncBat
             traceparent=traceparent,
             batch_id=batch_id,
             depends_on=depends_on,
+            limit_key=limit_key,
+            cost=cost,
         )
         stored, _ = await self.submit_new(job, connection=connection)
         return stored

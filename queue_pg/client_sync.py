@@ -26,6 +26,7 @@ from queue_pg.connections import connect
 from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.feed_sync import Feed
 from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
+from queue_pg.limiting_sync import SyncLimiting
 from queue_pg.models import (
     Dependencies,
     Job,
@@ -58,7 +59,16 @@ Pool = ConnectionPool[Any]
 NewJobs = Iterable[NewJob]
 
 
-class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncStepping, SyncBatching, SyncArtifacts, SyncTemplating):
+class SyncQueue(
+    SyncPulling,
+    SyncReading,
+    SyncScheduling,
+    SyncStepping,
+    SyncBatching,
+    SyncArtifacts,
+    SyncTemplating,
+    SyncLimiting,
+):
     """The queue in one Postgres database.
 
         with SyncQueue("postgresql://app@localhost/app") as queue:
@@ -163,6 +173,8 @@ class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncStepping, SyncBatc
         traceparent: str | None = None,
         batch_id: UUID | str | None = None,
         depends_on: Parents = (),
+        limit_key: str | None = None,
+        cost: int = 1,
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
@@ -188,6 +200,8 @@ class SyncQueue(SyncPulling, SyncReading, SyncScheduling, SyncStepping, SyncBatc
             traceparent=traceparent,
             batch_id=batch_id,
             depends_on=depends_on,
+            limit_key=limit_key,
+            cost=cost,
         )
         stored, _ = self.submit_new(job, connection=connection)
         return stored

@@ -18,7 +18,7 @@ from queue_pg.uuid7 import uuid7_halves, uuid_of
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 TRAILER: Final = b"\xff\xff"
-_COLUMNS: Final = 16
+_COLUMNS: Final = 18
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # Postgres counts from here
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -76,6 +76,8 @@ class CopyRows:
                 _field(bytes((_JSONB_VERSION,)) + terms.metadata.encode()),
                 _NULL if terms.traceparent is None else _text(terms.traceparent),
                 _NULL if terms.batch_id is None else _field(terms.batch_id.bytes),
+                _NULL if terms.limit_key is None else _text(terms.limit_key),
+                pack("!ii", 4, terms.cost),
             )
         )
 

@@ -23,6 +23,7 @@
     ├── ScheduleExists              a new schedule was to have the name of another one
     ├── TemplateNotFound            no job template has this name, or this version
     ├── BatchNotFound               no such batch, or its retention has passed
+    ├── LimitNotFound               no such limit
     ├── InvalidTransition           the job's state does not allow the action
     │   └── InvalidBatchTransition  the batch's does not
     ├── LeaseLost                   a worker wrote with a lease it no longer holds
@@ -293,6 +294,18 @@ class BatchNotFound(QueuePgError):
             f"No batch {batch_id}.", hint="Check the id; finished batches are dropped after the retention."
         )
         self.batch_id = batch_id
+
+
+class LimitNotFound(QueuePgError):
+    """There is no such limit."""
+
+    code = "limit_not_found"
+    exit_code = 4
+
+    def __init__(self, scope: str, name: str) -> None:
+        super().__init__(f"No limit of {scope} {name!r}.", hint="See which there are: queue-pg limits")
+        self.scope = scope
+        self.name = name
 
 
 class InvalidTransition(QueuePgError):

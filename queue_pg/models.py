@@ -53,6 +53,8 @@ class NewJob:
     batch_id: UUID | str | None = None
     key: str | None = None
     depends_on: Parents = ()
+    limit_key: str | None = None
+    cost: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +431,31 @@ class Artifact:
     content_type: str
     attempt: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A limit of a queue or a key, and what runs under it now.
+
+    `status` is open, full, rate (it opens at `opens_at`) or paused (until `paused_until`; None: until it is resumed).
+    At most `max_running` attempts run at once, and `rate` units of cost start per second, minute, hour or day, `burst`
+    of them at once after a quiet time; None is no limit. `template` is what it was made from at the first use of a key.
+    """
+
+    org: str
+    scope: str
+    name: str
+    status: str
+    running: int
+    max_running: int | None
+    rate: int | None
+    per: str | None
+    burst: int | None
+    units_left: int | None
+    paused: bool
+    paused_until: datetime | None
+    opens_at: datetime | None
+    template: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

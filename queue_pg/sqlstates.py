@@ -49,6 +49,7 @@ _RULES: Final = {
     "org": "must have 1 to 200 characters",
     "unique_key": "must have 1 to 255 characters",
     "limit_key": "must have 1 to 255 characters",
+    "cost": "must be 0 or more",
     "traceparent": "must have at most 255 characters",
     "max_attempts": "must be from 1 to 1,000",
     "timeout": "must be from 1 ms to 365 days",

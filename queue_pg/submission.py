@@ -19,6 +19,7 @@ MAX_NAME_CHARS: Final = 200
 MAX_KEY_CHARS: Final = 255
 MAX_TAGS: Final = 64
 MAX_ATTEMPTS: Final = 1_000
+MAX_COST: Final = 1_000_000
 PRIORITIES: Final = (-32_768, 32_767)
 _LONGEST: Final = timedelta(days=365)
 _SHORTEST: Final = timedelta(milliseconds=1)
@@ -44,6 +45,8 @@ class Terms:
     tags: list[str]
     traceparent: str | None
     batch_id: UUID | None
+    limit_key: str | None
+    cost: int
     metadata: str
 
 
@@ -57,7 +60,7 @@ class JobChecker:
     def __init__(self, *, org: str, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> None:
         self._org = org
         self._max_payload_bytes = max_payload_bytes
-        self._plain_terms: dict[tuple[str, str, int, str | None, UUID | str | None], Terms] = {}
+        self._plain_terms: dict[tuple[str, str, int, str | None, UUID | str | None, str | None, int], Terms] = {}
 
     def __call__(self, job: NewJob) -> CheckedJob:
         terms = self._terms(job)
@@ -70,10 +73,10 @@ class JobChecker:
         return terms, payload
 
     def _terms(self, job: NewJob) -> Terms:
-        # True is equal to 1 as a key, and no priority.
-        if not _is_plain(job) or type(job.priority) is not int:
+        # True is equal to 1 as a key, and neither a priority nor a cost.
+        if not _is_plain(job) or type(job.priority) is not int or type(job.cost) is not int:
             return _checked_terms(job, self._org)
-        names = job.kind, job.queue, job.priority, job.traceparent, job.batch_id
+        names = job.kind, job.queue, job.priority, job.traceparent, job.batch_id, job.limit_key, job.cost
         try:
             known = self._plain_terms.get(names)
         except TypeError:  # what has no hash is no name
@@ -103,6 +106,8 @@ def encode_checked(job: CheckedJob) -> str:
         "tags": terms.tags,
         "traceparent": terms.traceparent,
         "batch_id": None if terms.batch_id is None else str(terms.batch_id),
+        "limit_key": terms.limit_key,
+        "cost": None if terms.cost == 1 else terms.cost,
     }
     scalars = json.dumps({name: value for name, value in fields.items() if value is not None}, **_COMPACT)
     # Spliced as text: the payload is encoded once, and its size is known.
@@ -115,7 +120,7 @@ def encode_array(jobs: Sequence[CheckedJob]) -> str:
 
 
 def _is_plain(job: NewJob) -> bool:
-    """Tell whether nothing but payload, kind, queue, priority, traceparent and batch_id is given."""
+    """Tell whether nothing but payload, kind, queue, priority and what hardly costs a check is given."""
     metadata: Any = job.metadata
     return (
         job.unique_key is None
@@ -151,6 +156,8 @@ def _checked_terms(job: NewJob, org: str) -> Terms:
         tags=_tags(job.tags),
         traceparent=None if job.traceparent is None else _text("traceparent", job.traceparent, MAX_KEY_CHARS),
         batch_id=_batch_id(job.batch_id),
+        limit_key=None if job.limit_key is None else _text("limit_key", job.limit_key, MAX_KEY_CHARS),
+        cost=_integer("cost", job.cost, 0, MAX_COST),
         metadata=_metadata(job.metadata),
     )
     if job.run_at is not None and job.delay is not None:

@@ -10,6 +10,7 @@ job = await summarise.using(delay=60).submit(text="...")        # with options
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,10 +52,13 @@ __all__ = [
     "use_queue",
 ]
 
+_FIELD: Final = re.compile(r"\{(\w+)\}")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 RunIn = Literal["thread", "process"]
+LimitKey = str | Callable[[dict[str, Any]], str | None]
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -73,6 +77,8 @@ class SubmitOptions(TypedDict, total=False):
     traceparent: str | None
     batch_id: UUID | str | None
     depends_on: Parents
+    limit_key: str | None
+    cost: int
     connection: Any
 
 
@@ -96,6 +102,8 @@ class Task(Generic[P, R]):
     run_in: RunIn = "thread"
     description: str | None = None
     schedule: TaskSchedule | None = None
+    limit_key: LimitKey | None = None
+    cost: int = 1
     options: SubmitOptions = field(default_factory=lambda: SubmitOptions())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -125,7 +133,7 @@ class Task(Generic[P, R]):
             raise TypeError("using(queue=...) has a SyncQueue; call submit_sync, or give a Queue")
         if not isinstance(client, Queue):
             client = await default_queue.for_async()
-        return await client.submit(self.kind, payload, **self._submit_arguments())
+        return await client.submit(self.kind, payload, **self._submit_arguments(payload))
 
     def submit_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Submit like `submit`, blocking, by a SyncQueue."""
@@ -135,10 +143,12 @@ class Task(Generic[P, R]):
             raise TypeError("using(queue=...) has an async Queue; await submit, or give a SyncQueue")
         if not isinstance(client, SyncQueue):
             client = default_queue.for_sync()
-        return client.submit(self.kind, payload, **self._submit_arguments())
+        return client.submit(self.kind, payload, **self._submit_arguments(payload))
 
-    def _submit_arguments(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"priority": self.priority, **self.options}
+    def _submit_arguments(self, payload: dict[str, Any]) -> dict[str, Any]:
+        given: dict[str, Any] = {"priority": self.priority, "cost": self.cost, **self.options}
+        if self.limit_key is not None and "limit_key" not in given:
+            given["limit_key"] = _limit_key(self.limit_key, payload)
         queue = given.get("queue")
         given["queue"] = queue if isinstance(queue, str) else self.queue
         # max_attempts and timeout are the kind's, which workers register; a job carries only what deviates.
@@ -182,6 +192,13 @@ class Task(Generic[P, R]):
             "retry_cap_seconds": self.retry_cap_seconds,
             "description": self.description,
         }
+
+
+def _limit_key(wanted: LimitKey, payload: dict[str, Any]) -> str | None:
+    if callable(wanted):
+        return wanted(payload)
+    # Fields by their plain name: what str.format() allows besides reaches into the values.
+    return _FIELD.sub(lambda field: str(payload[field[1]]), wanted)
 
 
 @cache
@@ -248,6 +265,8 @@ class Tasks:
         every: timedelta | float | None = None,
         time_zone: str = "UTC",
         missed: Missed = "once",
+        limit_key: LimitKey | None = None,
+        cost: int = 1,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(
@@ -268,11 +287,16 @@ class Tasks:
         every: timedelta | float | None = None,
         time_zone: str = "UTC",
         missed: Missed = "once",
+        limit_key: LimitKey | None = None,
+        cost: int = 1,
     ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
         """Make a task of a function. `kind` is its name unless given, `timeout` a timedelta or seconds.
 
         With `cron` (read in `time_zone`) or `every` (a timedelta or seconds) workers that have it schedule it under the
         name of its kind; it is called without arguments. `missed` is as of `Queue.schedule`.
+
+        `limit_key` is a text with parameters in braces ("user:{user_id}") or a function of the payload; jobs that are
+        submitted by the task count against the limit of that key with `cost` (docs/limits.md).
 
         Raises TypeError for a signature that a JSON object cannot call: *args, **kwargs, positional-only parameters,
         and with a schedule parameters without a default.
@@ -282,6 +306,7 @@ class Tasks:
             if run_in == "process" and inspect.iscoroutinefunction(function):
                 raise TypeError(f'{_place(function)} is async; run_in="process" is for plain functions')
             model = signatures.payload_model(function)
+            _refuse_limit_key(function, model, limit_key)
             schedule = None
             if cron is not None or every is not None:
                 _refuse_schedule(function, model, cron=cron, every=every)
@@ -302,6 +327,8 @@ class Tasks:
                 run_in=run_in,
                 description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
                 schedule=schedule,
+                limit_key=limit_key,
+                cost=cost,
             )
             self.add(made)
             return made
@@ -317,6 +344,15 @@ def _refuse_schedule(
     needed = [info.alias or name for name, info in model.model_fields.items() if info.is_required()]
     if needed:
         raise TypeError(f"{_place(function)}: a schedule calls it without arguments; give {needed[0]!r} a default")
+
+
+def _refuse_limit_key(function: Callable[..., Any], model: type[BaseModel], limit_key: LimitKey | None) -> None:
+    if not isinstance(limit_key, str):
+        return
+    names = {info.alias or name for name, info in model.model_fields.items()}
+    for field_name in _FIELD.findall(limit_key):
+        if field_name not in names:
+            raise TypeError(f"{_place(function)}: limit_key names {field_name!r}, which is no parameter")
 
 
 def _place(function: Callable[..., Any]) -> str:

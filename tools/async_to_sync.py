@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "store", "schedule_store", "batch_store", "artifact_store", "step_store", "pool", "waiting", "feed", "pulling",
-    "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "bulk", "client",
+    "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "limit_store",
+    "limiting", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
@@ -35,6 +36,7 @@ NAMES = {
     "AsyncExitStack": "ExitStack",
     "AsyncGenerator": "Generator",
     "AbstractAsyncContextManager": "AbstractContextManager",
+    "AsyncLimiting": "SyncLimiting",
     "AsyncPool": "SyncPool",
     "AsyncPulling": "SyncPulling",
     "AsyncReading": "SyncReading",
@@ -60,6 +62,7 @@ NAMES = {
     "enter_async_context": "enter_context",
     "feed": "feed_sync",
     "fetch_async": "fetch_sync",
+    "limiting": "limiting_sync",
     "pulling": "pulling_sync",
     "reading": "reading_sync",
     "scheduling": "scheduling_sync",
@@ -96,6 +99,9 @@ LINES = {
         "from collections.abc import Callable, Iterable, Mapping"
     ),
     "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
+    "from queue_pg import arguments, limit_store": (
+        "from queue_pg import arguments\nfrom queue_pg import limit_store_sync as limit_store"
+    ),
     "from queue_pg import arguments, schedule_store": (
         "from queue_pg import arguments, schedule_store_sync as schedule_store"
     ),

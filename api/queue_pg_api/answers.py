@@ -38,6 +38,8 @@ class JobSummary(Answer):
     expires_at: datetime | None
     timeout_seconds: float
     unique_key: str | None
+    limit_key: str | None
+    cost: int
     tags: list[str]
     metadata: dict[str, Any]
     worker_id: str | None
@@ -74,9 +76,19 @@ class JobAnswer(JobSummary):
     result: Any
 
 
-class RelatedJobAnswer(JobAnswer):
-    """A job, with its parents and children if it has any."""
+class Waiting(Answer):
+    """Why a job does not run yet."""
 
+    reason: str = Field(examples=["limit_full"])
+    message: str
+    until: datetime | None = Field(description="When it may start; null: unknown.")
+    holders: list[str] = Field(description="Who or what it waits for: jobs, a queue, a key, workers; ten at most.")
+
+
+class RelatedJobAnswer(JobAnswer):
+    """A job as read by its id, with why it waits, and with its parents and children if it has any."""
+
+    waiting: Waiting | None = Field(description="Null for a job that runs or has ended.")
     dependencies: DependenciesAnswer | None = Field(None, description="Left out where there are none.")
 
 

@@ -25,6 +25,7 @@ from queue_pg_api.routes import (
     cerebro,
     events,
     jobs,
+    limits,
     pull,
     queues,
     schedules,
@@ -52,6 +53,7 @@ def all_endpoints() -> list[Endpoint]:
         *artifacts.endpoints,
         *queues.endpoints,
         *schedules.endpoints,
+        *limits.endpoints,
         *system.endpoints,
     ]
 

@@ -19,7 +19,7 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 
 REFUSALS = {
     403: "A write sent by a browser for a page of another origin",
-    404: "No such job, queue or schedule",
+    404: "No such job, queue, schedule or limit",
     408: "The body stopped arriving",
     409: "The job's state or lease does not allow it, or the name is taken",
     413: "The body is too large",

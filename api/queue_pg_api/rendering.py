@@ -20,6 +20,7 @@ from queue_pg.models import (
     QueueStats,
     Step,
     StoredEvent,
+    WhyWaiting,
     WorkerInfo,
 )
 from queue_pg.payloads import Unreadable, error_object
@@ -66,6 +67,8 @@ def job_summary(job: Job) -> dict[str, Any]:
         "expires_at": timestamp(job.expires_at),
         "timeout_seconds": job.timeout.total_seconds(),
         "unique_key": job.unique_key,
+        "limit_key": job.limit_key,
+        "cost": job.cost,
         "tags": job.tags,
         "metadata": json_or_mark(job.metadata),
         "worker_id": job.worker_id,
@@ -102,6 +105,16 @@ def _dependency(one: Dependency) -> dict[str, Any]:
     }
 
 
+def waiting_json(found: WhyWaiting) -> dict[str, Any]:
+    """Render why a job does not run."""
+    return {
+        "reason": found.reason,
+        "message": found.detail,
+        "until": timestamp(found.until),
+        "holders": [] if found.held_by is None else found.held_by.split(", "),
+    }
+
+
 def new_job_json(job: CheckedJob, stored: StoredJob) -> str:
     """Render a job that was stored just now as job_json would, without reading it back."""
     terms, payload = job
@@ -128,6 +141,8 @@ def new_job_json(job: CheckedJob, stored: StoredJob) -> str:
             "expires_at": timestamp(terms.expires_at),
             "timeout_seconds": timeout.total_seconds(),
             "unique_key": None,
+            "limit_key": terms.limit_key,
+            "cost": terms.cost,
             "tags": terms.tags,
             "worker_id": None,
             "parent_id": None,

@@ -179,6 +179,8 @@ class SubmitBody(Body):
     unique_key: Key | None = Field(None, description="Submitting the same key again names the same job.")
     tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; workers may read it.")
+    limit_key: Key | None = Field(None, description="Jobs with one key share its limit and their turns in a queue.")
+    cost: Annotated[int, Field(ge=0, le=1_000_000)] = Field(1, description="Units each attempt takes from a rate.")
     traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, description="W3C trace context; taken from the header when absent here."
     )
@@ -207,6 +209,8 @@ class SubmitBody(Body):
             batch_id=self.batch_id,
             key=self.key,
             depends_on=[parent.to_parent() for parent in self.depends_on],
+            limit_key=self.limit_key,
+            cost=self.cost,
         )
 
 

@@ -43,14 +43,14 @@ begin
     select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
     from (
       select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
-      where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org
+      where j.state = 'queued' and j.limit_key is null and j.queue = pick.queue and j.org = pick.org
         and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
       order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
   elsif above then
     select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
     from (
       select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
-      where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org and j.priority > v_priority
+      where j.state = 'queued' and j.limit_key is null and j.queue = pick.queue and j.org = pick.org and j.priority > v_priority
         and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
       order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
   else
@@ -59,7 +59,7 @@ begin
     select array_agg(p.id), array_agg(p.priority), array_agg(p.run_at) into ids, v_priorities, v_run_ats
     from (
       select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
-      where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org
+      where j.state = 'queued' and j.limit_key is null and j.queue = pick.queue and j.org = pick.org
         and j.priority = v_priority and (j.run_at, j.id) > (v_run_at, v_id)
         and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
       order by j.queue, j.org, j.priority desc, j.run_at, j.id limit wanted for update skip locked) p;
@@ -68,7 +68,7 @@ begin
       into ids, v_priorities, v_run_ats
       from (
         select j.id, j.priority, j.run_at::timestamptz from queue_pg.jobs j
-        where j.state = 'queued' and j.queue = pick.queue and j.org = pick.org and j.priority < v_priority
+        where j.state = 'queued' and j.limit_key is null and j.queue = pick.queue and j.org = pick.org and j.priority < v_priority
           and (kinds is null or j.kind = any (kinds)) and (j.expires_at is null or j.expires_at > v_now)
         order by j.queue, j.org, j.priority desc, j.run_at, j.id
         limit wanted - coalesce(cardinality(ids), 0) for update skip locked) p;
@@ -161,6 +161,12 @@ declare
   v_queue text;
   v_org text;
   v_known text;
+  v_paused boolean;
+  -- Of limited queues, and jobs with keys: limited.sql takes those.
+  v_limited boolean;
+  v_keyed boolean;
+  v_limited_queues text[] := '{}';
+  v_limited_orgs text[] := '{}';
   -- Tenants that have been probed for already.
   v_seen text[] := '{}';
   v_wrapped boolean;
@@ -185,17 +191,24 @@ begin
     v_queue := queues[1];
     v_pages := pg_stat_get_xact_blocks_fetched(v_index);
     select l.org, (
-      select j.org from queue_pg.jobs j where j.state = 'queued' and j.queue = v_queue and j.org > l.org
-      order by j.org limit 1)
-    into v_org, v_known
-    from (
-      select j.org from queue_pg.jobs j where j.state = 'queued' and j.queue = v_queue order by j.org limit 1) l;
-    if v_org is null and pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= 40 then
+      select j.org from queue_pg.jobs j
+      where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > l.org
+      order by j.org limit 1),
+      exists (select from queue_pg.jobs j where j.state = 'queued' and j.limit_key is not null and j.queue = v_queue)
+    into v_org, v_known, v_keyed
+    from (select) one left join (
+      select j.org from queue_pg.jobs j where j.state = 'queued' and j.limit_key is null and j.queue = v_queue
+      order by j.org limit 1) l on true;
+    if v_org is not null then
+      select q.paused_until > v_now, q.limited into v_paused, v_limited
+      from queue_pg.queues q where q.org = v_org and q.queue = v_queue;
+    end if;
+    if v_keyed or v_limited then
+      null;
+    elsif v_org is null and pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= 40 then
       return '{}';
     elsif v_known is null and v_org is not null then
-      if exists (
-        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now
-      ) then
+      if v_paused then
         return '{}';
       end if;
       select p.* into v_pick from queue_pg.pick_from_lane(v_queue, v_org, kinds, wanted, null) p;
@@ -222,11 +235,11 @@ begin
         select min(o) into v_known from jsonb_object_keys(v_floors -> v_queue) o where o > v_org;
         if v_known is null then
           select j.org into v_org from queue_pg.jobs j
-          where j.state = 'queued' and j.queue = v_queue and j.org > v_org
+          where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > v_org
           order by j.org limit 1;
         else
           select j.org into v_org from queue_pg.jobs j
-          where j.state = 'queued' and j.queue = v_queue and j.org > v_org and j.org < v_known
+          where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > v_org and j.org < v_known
           order by j.org limit 1;
         end if;
         v_org := coalesce(v_org, v_known);
@@ -238,9 +251,14 @@ begin
         end if;
         exit when v_wrapped and v_org > v_after and v_after <> '';
       end if;
-      if not exists (
-        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now
-      ) then
+      select q.paused_until > v_now, q.limited into v_paused, v_limited
+      from queue_pg.queues q where q.org = v_org and q.queue = v_queue;
+      if v_paused then
+        null;
+      elsif v_limited then
+        v_limited_queues := v_limited_queues || v_queue;
+        v_limited_orgs := v_limited_orgs || v_org;
+      else
         v_lane_queues := v_lane_queues || v_queue;
         v_lane_orgs := v_lane_orgs || v_org;
       end if;
@@ -258,7 +276,8 @@ begin
     v_org := coalesce(only_org, 'default');
     if cardinality(v_lane_queues) = v_lanes and pg_stat_get_xact_blocks_fetched(v_index) - v_pages > 40
       and not exists (
-        select from queue_pg.queues q where q.org = v_org and q.queue = v_queue and q.paused_until > v_now)
+        select from queue_pg.queues q
+        where q.org = v_org and q.queue = v_queue and (q.paused_until > v_now or q.limited))
     then
       -- Nothing but dead entries, of a tenant that they do not tell; most jobs are of this one. Visiting its lane sets
       -- its floor, so that the next claim need not walk over them again.
@@ -270,11 +289,18 @@ begin
     -- More lanes than one claim looks at: the session's next claim goes on where this one stopped.
     perform set_config('queue_pg.claim_after', case when v_full then v_stopped_at else '' end, false);
   end if;
+  v_keyed := exists (
+    select from unnest(queues) q join queue_pg.jobs j on j.queue = q
+    where j.state = 'queued' and j.limit_key is not null);
+  if v_keyed or v_limited_queues <> '{}' then
+    v_ids := queue_pg.pick_limited(
+      queues, kinds, wanted, only_org, v_limited_queues, v_limited_orgs, cardinality(v_lane_queues), '{}');
+  end if;
   if cardinality(v_lane_queues) = 0 then
-    return '{}';
+    return v_ids;
   end if;
 
-  v_share := ceil(wanted::numeric / cardinality(v_lane_queues));
+  v_share := ceil((wanted - cardinality(v_ids))::numeric / cardinality(v_lane_queues));
   for v_pass in 1..least(cardinality(v_lane_queues), 2) loop
     for v_lane in
       select l.queue, l.org, l.nr from unnest(v_lane_queues, v_lane_orgs) with ordinality as l (queue, org, nr)
@@ -304,6 +330,11 @@ begin
   end loop;
   if v_floors is distinct from v_remembered then
     perform set_config('queue_pg.floors', jsonb_build_object(v_for, v_floors)::text, false);
+  end if;
+  if cardinality(v_ids) < wanted and (v_keyed or v_limited_queues <> '{}') then
+    -- The ordinary lanes had less than their share.
+    v_ids := v_ids || queue_pg.pick_limited(
+      queues, kinds, wanted - cardinality(v_ids), only_org, v_limited_queues, v_limited_orgs, 0, v_ids);
   end if;
   return v_ids;
 end

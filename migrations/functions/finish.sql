@@ -70,6 +70,7 @@ declare
   v_outcomes text[];
   v_tokens bigint[];
   v_ended boolean[];
+  v_counted boolean;
 begin
   select o into v_unknown from unnest(outcomes) o
   where o is null or o not in ('complete', 'fail', 'discard', 'snooze', 'wait', 'release', 'cancel') limit 1;
@@ -103,7 +104,7 @@ begin
     order by i.id, i.nr
   ),
   held as materialized (
-    select j.id, j.attempt, j.expires_at, i.lease_token, i.outcome, i.result, i.delay,
+    select j.id, j.attempt, j.expires_at, j.counted, i.lease_token, i.outcome, i.result, i.delay,
       coalesce(i.error, '{"code": "error", "message": "no reason given"}') as error,
       coalesce(
         j.max_attempts, (select k.max_attempts from queue_pg.kinds k where k.kind = j.kind), v_settings.max_attempts
@@ -135,11 +136,16 @@ begin
   )
   select array_agg(d.id), array_agg(d.next_state), array_agg(case when d.outcome = 'complete' then d.result end),
     array_agg(case when d.outcome in ('fail', 'discard', 'cancel') then d.error end), array_agg(d.next_run_at),
-    array_agg(d.outcome), array_agg(d.lease_token), array_agg(d.next_state in ('completed', 'failed', 'cancelled'))
-  into v_ids, v_states, v_results, v_errors, v_run_at, v_outcomes, v_tokens, v_ended
+    array_agg(d.outcome), array_agg(d.lease_token), array_agg(d.next_state in ('completed', 'failed', 'cancelled')),
+    bool_or(d.counted is not null)
+  into v_ids, v_states, v_results, v_errors, v_run_at, v_outcomes, v_tokens, v_ended, v_counted
   from decided d;
 
   if v_ids is not null then
+    if v_counted then
+      -- At once for all, whatever becomes of them: limits are locked in one order.
+      perform queue_pg.uncount_attempts(v_ids);
+    end if;
     if 'wait' = any (v_outcomes) then
       -- In a statement after the one that waited for the rows' locks, so that it sees a signal that came meanwhile.
       select array_agg(w.run_at order by w.nr),

@@ -231,6 +231,11 @@ begin
     raise warning 'queue_pg.fold_counters: %', sqlerrm;
   end;
   begin
+    perform queue_pg.tidy_limits();
+  exception when others then
+    raise warning 'queue_pg.tidy_limits: %', sqlerrm;
+  end;
+  begin
     v_more := queue_pg.sweep();
   exception
     when lock_not_available or deadlock_detected then null;

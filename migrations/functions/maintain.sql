@@ -32,11 +32,12 @@ declare
   v_timed_out boolean[];
   v_ended boolean[];
   v_queues text[];
+  v_counted boolean;
 begin
   select s.* into v_settings from queue_pg.settings s;
   with lost as materialized (
     select j.id, j.attempt, j.claimed_at, j.lease_losses, j.worker_id, j.expires_at, j.kind, j.max_attempts, j.timeout,
-      j.run_at, j.queue
+      j.run_at, j.queue, j.counted
     from queue_pg.jobs j
     where j.state = 'running' and j.lease_expires_at < v_now and j.lease_expires_at > v_floor
     order by j.lease_expires_at
@@ -68,12 +69,16 @@ begin
         format('worker %s let the lease expire (%s of %s)', d.worker_id, d.lease_losses + 1, d.max_lease_losses),
         'worker_id', d.worker_id) end),
     array_agg(case when d.next_state = 'scheduled' then d.retry_at else d.run_at end), array_agg(d.timed_out),
-    array_agg(d.next_state = 'failed'), array_agg(distinct d.queue::text) filter (where d.next_state = 'queued')
-  into v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended, v_queues
+    array_agg(d.next_state = 'failed'), array_agg(distinct d.queue::text) filter (where d.next_state = 'queued'),
+    bool_or(d.counted is not null)
+  into v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended, v_queues, v_counted
   from decided d;
 
   if v_ids is null then
     return;
+  end if;
+  if v_counted then
+    perform queue_pg.uncount_attempts(v_ids);
   end if;
   perform queue_pg.record_events(
     v_ids, array_agg(case when u.timed_out then 'failed' else 'lease_lost' end order by u.nr),
@@ -241,6 +246,7 @@ begin
     exception when others then
       raise warning 'queue_pg.settle_batches: %', sqlerrm;
     end;
+    perform queue_pg.open_limits(since);
   end if;
   next_due_seconds := queue_pg.next_due_seconds(since, within);
   if arm and coalesce(next_due_seconds > 0.05, true) then
@@ -287,7 +293,10 @@ begin
           where j.expires_at > v_floor and j.expires_at <= v_limit and j.state in ('scheduled', 'waiting', 'queued')
           order by j.expires_at limit 1),
         -- Somebody keeps them locked: not at once again.
-        case when exists (select from queue_pg.unsettled) then v_now + interval '100 milliseconds' end) as at
+        case when exists (select from queue_pg.unsettled) then v_now + interval '100 milliseconds' end,
+        (select l.opens_at from queue_pg.limits l
+          where l.opens_at > v_now and l.opens_at <= v_limit and l.opens_at < 'infinity'
+          order by l.opens_at limit 1)) as at
     ) due
     where due.at is not null);
 end

@@ -29,6 +29,11 @@ declare
   v_children uuid[];
   v_followed uuid[];
   v_observed boolean := queue_pg.is_observed();
+  -- Of attempts that a limit counts.
+  v_counted smallint[];
+  v_orgs text[];
+  v_queues text[];
+  v_limit_keys text[];
   v_settings queue_pg.settings;
   -- Mostly none has: a look-up for each job saved.
   v_own_retention boolean;
@@ -88,13 +93,18 @@ begin
     array_agg(r.batch_id) filter (where r.batch_id is not null),
     array_agg(r.end_state) filter (where r.batch_id is not null), array_agg(r.id) filter (where r.awaited),
     array_agg(r.end_state) filter (where r.awaited), array_agg(r.id) filter (where r.parents_left is not null),
+    array_agg(r.counted) filter (where r.counted is not null),
+    array_agg(r.org::text) filter (where r.counted is not null),
+    array_agg(r.queue::text) filter (where r.counted is not null),
+    array_agg(r.limit_key::text) filter (where r.counted is not null),
     -- Other ends are told by record_events().
     count(queue_pg.tell_transition(
       r.id, r.org::text, r.queue::text, r.kind::text, 'completed',
       greatest(r.last_event_seq, 1) + (r.promoted_at is not null)::integer
         + (r.logged_token is distinct from r.lease_token)::integer + 1,
       r.attempt::integer, r.worker_id)) filter (where v_observed and r.end_state = 'completed')
-  into v_retired, v_watched, v_followed, v_batches, v_batch_states, v_awaited, v_ends, v_children
+  into v_retired, v_watched, v_followed, v_batches, v_batch_states, v_awaited, v_ends, v_children, v_counted, v_orgs,
+    v_queues, v_limit_keys
   from removed r;
   if v_batches is not null then
     perform queue_pg.count_batches(v_batches, v_batch_states);
@@ -115,6 +125,10 @@ begin
   end if;
   if v_awaited is not null and tells then
     perform queue_pg.release_children(v_awaited, v_ends);
+  end if;
+  if v_counted is not null then
+    -- Last: limits are locked after jobs.
+    perform queue_pg.free_slots(v_orgs, v_queues, v_limit_keys, v_counted);
   end if;
   return coalesce(v_retired, '{}');
 end

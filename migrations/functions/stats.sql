@@ -107,6 +107,14 @@ begin
       case when v_paused < 'infinity' then v_paused end, v_job.queue;
     return;
   end if;
+  if v_job.expires_at <= v_now then
+    return query select 'expired', 'Its deadline has passed; maintenance will fail it.', v_job.expires_at, null::text;
+    return;
+  end if;
+  return query select l.* from queue_pg.why_limited(v_job) l;
+  if found then
+    return;
+  end if;
   select array_agg(w.id order by w.id), sum(greatest(w.capacity - w.active, 0))
   into v_workers, v_free
   from queue_pg.workers w
@@ -121,12 +129,15 @@ begin
   select count(*) into v_ahead from (
     select from queue_pg.jobs j
     where j.state = 'queued' and j.queue = v_job.queue and j.org = v_job.org
+      -- Jobs with another key, or without one, have their turns beside it.
+      and j.limit_key is not distinct from v_job.limit_key
       and (-j.priority::integer, j.run_at, j.id) < (-v_job.priority::integer, v_job.run_at, v_job.id)
     limit 10001) a;
   return query select case when v_ahead > 0 then 'behind' when v_free = 0 then 'no_free_slot' else 'next' end,
     case
-      when v_ahead > 10000 then 'More than 10,000 jobs of its queue are ahead of it.'
-      when v_ahead > 0 then format('%s job(s) of its queue are ahead of it.', v_ahead)
+      when v_ahead > 0 then format('%s job(s) of its %s are ahead of it.',
+        case when v_ahead > 10000 then 'More than 10,000' else v_ahead::text end,
+        case when v_job.limit_key is null then 'queue' else format('queue and key %s', v_job.limit_key) end)
       when v_free = 0 then format('All %s worker(s) that can run it are busy.', cardinality(v_workers))
       else 'A worker is free and will claim it now.' end,
     null::timestamptz, array_to_string(v_workers[1:10], ', ');

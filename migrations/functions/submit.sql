@@ -3,7 +3,8 @@
 
 -- Stores many jobs, all or none, and returns one row for each in the order given (positions start at 1).
 -- `jobs` is an array of objects with the keys kind, payload, queue, priority, run_at, delay_seconds, max_attempts,
--- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent, batch_id; null or absent means the default.
+-- timeout_seconds, expires_at, unique_key, tags, metadata, org, traceparent, batch_id, limit_key, cost; null or absent
+-- means the default.
 -- With `key` and `depends_on` in any of them they are a graph: see graph.sql, which adds parents_left and awaited.
 -- `created` is false where the unique key already names the job. Raises QP004 and QP005.
 create or replace function queue_pg.submit_many(jobs jsonb) returns table ("position" integer, id uuid, created boolean)
@@ -69,7 +70,7 @@ begin
 
   insert into queue_pg.jobs (
     id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
-    tags, metadata, traceparent, batch_id, parents_left, awaited)
+    tags, metadata, traceparent, batch_id, parents_left, awaited, limit_key, cost)
   select
     v_wanted[n.nr],
     d.run_at,
@@ -90,15 +91,18 @@ begin
     r.traceparent,
     r.batch_id,
     r.parents_left,
-    coalesce(r.awaited, false)
+    coalesce(r.awaited, false),
+    r.limit_key,
+    coalesce(r.cost, 1)
   from rows from (
     jsonb_to_recordset(submit_many.jobs) as (
       kind text, payload jsonb, queue text, priority smallint, run_at timestamptz, delay_seconds double precision,
       max_attempts integer, timeout_seconds double precision, expires_at timestamptz, unique_key text, tags text[],
-      metadata jsonb, org text, traceparent text, batch_id uuid, parents_left integer, awaited boolean)
+      metadata jsonb, org text, traceparent text, batch_id uuid, parents_left integer, awaited boolean,
+      limit_key text, cost integer)
   ) with ordinality as r (
     kind, payload, queue, priority, run_at, delay_seconds, max_attempts, timeout_seconds, expires_at, unique_key, tags,
-    metadata, org, traceparent, batch_id, parents_left, awaited, nr)
+    metadata, org, traceparent, batch_id, parents_left, awaited, limit_key, cost, nr)
   cross join lateral (select r.nr) n
   cross join lateral (
     select coalesce(r.run_at, v_now + coalesce(r.delay_seconds, 0) * interval '1 second') as run_at) d
@@ -130,7 +134,9 @@ create or replace function queue_pg.submit(
   org text default 'default',
   traceparent text default null,
   batch_id uuid default null,
-  depends_on jsonb default null) returns uuid
+  depends_on jsonb default null,
+  limit_key text default null,
+  cost integer default 1) returns uuid
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -148,7 +154,7 @@ begin
         'kind', submit.kind, 'queue', submit.queue, 'priority', submit.priority, 'run_at', v_run_at,
         'max_attempts', submit.max_attempts, 'timeout_seconds', extract(epoch from submit.timeout),
         'expires_at', submit.expires_at, 'unique_key', submit.unique_key, 'tags', to_jsonb(submit.tags), 'org', submit.org,
-        'traceparent', submit.traceparent, 'batch_id', submit.batch_id))
+        'traceparent', submit.traceparent, 'batch_id', submit.batch_id, 'limit_key', submit.limit_key, 'cost', submit.cost))
         || jsonb_build_object(
           'payload', submit.payload, 'metadata', submit.metadata, 'depends_on', submit.depends_on))) s);
   end if;
@@ -165,13 +171,14 @@ begin
   end if;
   insert into queue_pg.jobs (
     id, run_at, created_at, state, max_attempts, priority, org, queue, kind, payload, timeout, expires_at, unique_key,
-    tags, metadata, traceparent, batch_id)
+    tags, metadata, traceparent, batch_id, limit_key, cost)
   values (
     v_id, v_run_at, v_now, case when v_run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state,
     submit.max_attempts,
     coalesce(submit.priority, 0), coalesce(submit.org, 'default'), coalesce(submit.queue, 'default'), submit.kind,
     coalesce(submit.payload, '{}'), queue_pg.plain_interval(submit.timeout), submit.expires_at, submit.unique_key,
-    coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent, submit.batch_id);
+    coalesce(submit.tags, '{}'), coalesce(submit.metadata, '{}'), submit.traceparent, submit.batch_id,
+    submit.limit_key, coalesce(submit.cost, 1));
   return v_id;
 end
 $$;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +33,7 @@ from queue_pg.errors import QueuePgError, WaitTimeout
 from queue_pg.models import JobState
 
 if TYPE_CHECKING:
-    from queue_pg.models import Dependencies, Job
+    from queue_pg.models import Dependencies, Job, WhyWaiting
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids; - reads them from standard input.")]
@@ -54,12 +54,13 @@ def get(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = No
     with open_queue(database_url) as queue:
         job = queue.get(parse_id(job_id))
         found = queue.dependencies(job.id)
+        reasons = [] if job.finished or job.state == JobState.RUNNING else queue.why_waiting(job.id)
     related = bool(found.parents_count or found.children_count)
     if as_json:
-        fields: dict[str, Any] = plain(job)
+        fields: dict[str, Any] = {**plain(job), "waiting": plain(reasons[0]) if reasons else None}
         print_json({**fields, "dependencies": plain(found)} if related else fields)
         return
-    show_job(job)
+    show_job(job, reasons)
     if related:
         show_dependencies(found)
 
@@ -183,16 +184,18 @@ def why(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = No
         print_line(f"{job.id} is {job.state}; nothing holds it back.")
     for found in reasons:
         until = f" (until {cell(found.until)})" if found.until is not None else ""
-        print_line(f"{cell(found.reason)}: {cell(found.detail)}{until}")
+        held_by = f" [{cell(found.held_by)}]" if found.held_by is not None else ""
+        print_line(f"{cell(found.reason)}: {cell(found.detail)}{until}{held_by}")
 
 
-def show_job(job: Job) -> None:
+def show_job(job: Job, reasons: Sequence[WhyWaiting] = ()) -> None:
     """Print a job for people."""
     print_fields(
         [
             ("id", job.id),
             ("kind", job.kind),
             ("state", job.state),
+            ("waits", "; ".join(f"{each.reason}: {each.detail}" for each in reasons) or None),
             ("queue", job.queue),
             ("priority", job.priority or None),
             ("attempt", f"{job.attempt} of {job.max_attempts}"),
@@ -201,6 +204,8 @@ def show_job(job: Job) -> None:
             ("unique key", job.unique_key),
             ("batch", job.batch_id),
             ("rerun of", job.rerun_of),
+            ("limit key", job.limit_key),
+            ("cost", job.cost if job.cost != 1 else None),
             ("worker", job.worker_id),
             ("lease until", job.lease_expires_at),
             ("created", job.created_at),

@@ -47,6 +47,8 @@ class JobLine(BaseModel):
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     expires_at: AwareDatetime | None = None
     unique_key: str | None = None
+    limit_key: str | None = None
+    cost: int | None = None
     tags: list[str] | None = None
     metadata: dict[str, Any] | None = None
     traceparent: str | None = None

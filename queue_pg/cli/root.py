@@ -40,6 +40,7 @@ BUILT_IN = {
     "rerun": "steps",
     "queues": "queues",
     "schedules": "schedules",
+    "limits": "limits",
     "workers": "queues",
     "stats": "queues",
     "migrate": "migrate",

@@ -40,7 +40,9 @@ async def test_submit_answers_with_the_whole_job_and_where_it_is(client: httpx.A
     assert (job["kind"], job["queue"], job["org"], job["priority"]) == ("chat", "default", "default", 0)
     assert (job["attempt"], job["result"], job["error"], job["lease_expires_at"]) == (0, None, None, None)
     assert RFC3339_UTC.fullmatch(job["created_at"])
-    assert (await client.get(answer.headers["location"])).json() == job
+    read = (await client.get(answer.headers["location"])).json()
+    assert read.pop("waiting")["reason"] == "no_worker"
+    assert read == job
 
 
 async def test_every_field_of_a_submission_is_kept(client: httpx.AsyncClient) -> None:
@@ -86,7 +88,9 @@ async def test_the_answer_is_what_is_stored(
     await conn.execute("select queue_pg.register_kinds(%s)", (kinds,))
     answer = await client.post("/jobs", json={"kind": "chat", **fields})
     assert answer.status_code == 201, answer.text
-    assert (await client.get(answer.headers["location"])).json() == answer.json()
+    read = (await client.get(answer.headers["location"])).json()
+    assert read.pop("waiting")["reason"] in ("no_worker", "scheduled")
+    assert read == answer.json()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ async def test_what_is_no_job_is_404(client: httpx.AsyncClient, method: str, pat
 
 async def test_a_job_is_read_by_its_hex_too(client: httpx.AsyncClient) -> None:
     job = await submit(client)
-    assert (await client.get(f"/jobs/{job['id'].replace('-', '')}")).json() == job
+    assert (await client.get(f"/jobs/{job['id'].replace('-', '')}")).json()["id"] == job["id"]
 
 
 async def test_wait_is_woken_by_the_end_of_the_job(

@@ -35,6 +35,14 @@ async def test_the_sql_of_the_guide_to_events_runs(conn: psycopg.AsyncConnection
     assert [name for (name,) in found] == ["submitted", "started", "log", "progress"]
 
 
+async def test_the_sql_of_the_guide_to_limits_runs(conn: psycopg.AsyncConnection) -> None:
+    [setup, why] = blocks("limits.md", "sql")
+    await conn.execute(setup)
+    await conn.execute("select queue_pg.pause_limit('key', 'openai')")
+    found = await (await conn.execute(why)).fetchall()
+    assert [row[0] for row in found] == ["limit_paused"]
+
+
 async def test_the_handler_of_the_guide_to_events_runs(dsn: str) -> None:
     names: dict[str, Any] = {}
     exec(blocks("events.md", "python")[0], names)  # noqa: S102

@@ -72,13 +72,14 @@ def test_claim_reads_what_it_takes(connection: psycopg.Connection) -> None:
         # Besides the ten at most what earlier claims left behind: it is skipped as soon as no transaction anywhere in
         # the cluster is old enough to see it, and other tests may run one. Never the thousands around them.
         assert read["jobs_claim"] <= 10 * claims
-        assert read == {"jobs_claim": read["jobs_claim"], "jobs_pkey": 10}
+        # One probe tells that no job has a key.
+        assert read == {"jobs_claim": read["jobs_claim"], "jobs_keyed": 0, "jobs_pkey": 10}
 
 
 def test_claim_finds_the_tenants_of_a_queue_by_probing(connection: psycopg.Connection) -> None:
     read = rows_read(connection, "select id from queue_pg.claim('w', '{default}', null, 4)")
     # A probe for each of the two tenants besides the four jobs.
-    assert read == {"jobs_claim": 4 + 2, "jobs_pkey": 4}
+    assert read == {"jobs_claim": 4 + 2, "jobs_keyed": 0, "jobs_pkey": 4}
 
 
 @pytest.mark.parametrize(
@@ -176,3 +177,40 @@ def test_every_pinned_plan_is_safe_from_jit_and_from_replanning(connection: psyc
     assert {"claim", "finish", "retire", "heartbeat", "reap", "promote", "expire"} <= {name for name, _ in pinned}
     for name, settings in pinned:
         assert {"jit=off", "plan_cache_mode=force_generic_plan"} <= set(settings), name
+
+
+FULL_KEY = (
+    "insert into queue_pg.jobs (kind, queue, limit_key, priority)"
+    " select 'k', 'default', 'full', 20 from generate_series(1, %s)"
+)
+
+
+def test_a_claim_leaps_over_the_jobs_of_a_full_key(connection: psycopg.Connection) -> None:
+    connection.execute("select queue_pg.set_limit('key', 'full', max_running => 1)")
+    connection.execute(FULL_KEY, (JOBS,))
+    connection.execute("insert into queue_pg.jobs (kind, limit_key) select 'k', 'open' from generate_series(1, 50)")
+    read = rows_read(connection, "select id from queue_pg.claim('w', '{default}', '{k}', 8, only_org => 'default')")
+    taken = 8
+    for _ in range(5):
+        read = rows_read(connection, CLAIM)
+        # A leap to each key, the jobs it takes, what earlier claims left behind; not the thousands of the full key.
+        assert read["jobs_keyed"] <= 2 * 2 + 2 * taken + 10
+        assert set(read) <= {"jobs_claim", "jobs_keyed", "jobs_pkey"}
+        taken += 10
+
+
+def test_ends_of_limited_attempts_go_by_id(connection: psycopg.Connection) -> None:
+    connection.execute("select queue_pg.set_limit('key', 'full', max_running => 20)")
+    connection.execute(FULL_KEY, (JOBS,))
+    claimed = connection.execute("select id, lease_token from queue_pg.claim('w', '{default}', '{k}', 40)").fetchall()
+    for outcome in ("complete", "fail"):
+        some, claimed = claimed[:10], claimed[10:]
+        read = rows_read(
+            connection,
+            "select * from queue_pg.finish(%s, %s, array_fill(%s::text, array[10]))",
+            ([row[0] for row in some], [row[1] for row in some], outcome),
+        )
+        # Besides, whom to wake is found by two probes for each queue.
+        assert set(read) <= {"jobs_pkey", "jobs_keyed"}
+        assert read["jobs_pkey"] <= 16 * 10
+        assert read.get("jobs_keyed", 0) <= 2 + 20

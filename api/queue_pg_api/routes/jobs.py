@@ -8,18 +8,20 @@ from typing import cast
 from starlette.responses import Response
 
 from queue_pg.errors import WaitTimeout
-from queue_pg.models import Job
+from queue_pg.models import Job, JobState
 from queue_pg_api.answers import JobAnswer, JobPage, RelatedJobAnswer
 from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
 from queue_pg_api.longpoll import first_of, watching
-from queue_pg_api.rendering import dependencies_json, job_json, job_summary
+from queue_pg_api.rendering import dependencies_json, job_json, job_summary, waiting_json
 from queue_pg_api.routes.bulk import submit_array, submit_lines
 from queue_pg_api.schemas import CancelBody, ChainBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
 from queue_pg_api.submissions import answer_stored, idempotency_key, submit_one, to_new_job, traceparent
 
 endpoints = Endpoints("Jobs")
+
+STARTED = frozenset({"running", "lease_expired", "finished"})
 
 SUBMISSION = {
     "application/json": {
@@ -82,7 +84,7 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
 async def get_job(call: Call[JobWait, NoBody]) -> Response:
     """Read a job; with `wait`, when it has ended or as it is after that many seconds.
 
-    A job that has parents or children comes with up to 100 of each.
+    A job that has parents or children comes with up to 100 of each. `waiting` says why it does not run yet.
     """
     queue = call.queue
     job = await queue.get(call.job_id)
@@ -93,6 +95,10 @@ async def get_job(call: Call[JobWait, NoBody]) -> Response:
                 ended = await first_of(queue.wait(job.id, call.query.wait), gone, call.service.stopping)
         job = ended or await queue.get(job.id)
     content = job_json(job)
+    reasons = [] if job.finished or job.state is JobState.RUNNING else await queue.why_waiting(job.id)
+    # Meanwhile it may have been started or have ended.
+    why = next((each for each in reasons if each.reason not in STARTED), None)
+    content["waiting"] = None if why is None else waiting_json(why)
     found = await queue.dependencies(job.id)
     if found.parents_count or found.children_count:
         content["dependencies"] = dependencies_json(found)

@@ -1,0 +1,2 @@
+/* queue_pg:remove_limit */
+select queue_pg.remove_limit(%(scope)s::text, %(name)s::text, %(org)s::text) as found

@@ -3,6 +3,7 @@
     QueuePgError
     ├── ConfigError                 a setting is missing or makes no sense
     ├── DatabaseUnavailable         Postgres cannot be reached, or went away
+    ├── TooSlow                     a look for people took longer than it may; nothing is wrong with the database
     ├── SchemaError                 code and database schema do not fit
     │   ├── NotMigrated
     │   ├── SchemaTooNew
@@ -73,6 +74,12 @@ class DatabaseUnavailable(QueuePgError):
 
     code = "database_unavailable"
     exit_code = 5
+
+
+class TooSlow(QueuePgError):
+    """A look for people took longer than it may; nothing is wrong with the database."""
+
+    code = "too_slow"
 
 
 class SchemaError(QueuePgError):

@@ -19,6 +19,7 @@ from queue_pg_api.docs_page import docs_routes
 from queue_pg_api.endpoints import Endpoint, routes_of
 from queue_pg_api.errors import ApiError, error_response
 from queue_pg_api.openapi import document
+from queue_pg_api.pages.routes import FrontPage, console_routes
 from queue_pg_api.routes import (
     artifacts,
     batches,
@@ -74,7 +75,13 @@ def create_app(settings: Settings | None = None, *, queue: Queue | None = None) 
 
     endpoints = all_endpoints()
     service.openapi = document(endpoints)
-    routes: Sequence[BaseRoute] = [*routes_of(endpoints, service), *socket_routes(service), *docs_routes()]
+    routes: Sequence[BaseRoute] = [
+        FrontPage(service),
+        *routes_of(endpoints, service),
+        *socket_routes(service),
+        *docs_routes(),
+        *console_routes(service),
+    ]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

@@ -23,6 +23,7 @@ from queue_pg.wakeup import DUE, EVENTS, RESULT, TRANSITIONS, WAKE, Wakeups
 from queue_pg_api.claim_room import ClaimRoom, Wanted
 from queue_pg_api.kinds import Kinds
 from queue_pg_api.observing import Observing
+from queue_pg_api.pages.figures import Figures
 from queue_pg_api.queue_watch import QueueWatch
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Service:
         self.bulk_slots = asyncio.Semaphore(max(1, settings.pool_size // 3))
         # Each holds a chunk or two of an artifact in memory; further ones wait.
         self.transfers = asyncio.Semaphore(MAX_TRANSFERS)
+        self.figures = Figures(self.queue, self.stopping)
         self._probe: asyncio.Task[bool] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._maintaining: asyncio.Task[None] | None = None
@@ -100,6 +102,7 @@ class Service:
     async def __aexit__(self, *_: object) -> None:
         self.stop()
         await self._end_tasks()
+        await self.figures.close()
         await self.claims.close()
         await self.observing.close()
         await self._watch.close()

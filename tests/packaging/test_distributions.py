@@ -71,6 +71,16 @@ def test_wheel_carries_the_migrations_and_nothing_foreign(wheel: Path) -> None:
     run(sys.executable, "-m", "check_wheel_contents", "--config", ROOT / "pyproject.toml", wheel)
 
 
+def test_wheel_carries_the_console(wheel: Path) -> None:
+    """Its templates and files are no Python, and a page without them is a fault that only users would see."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = ROOT / "api" / "queue_pg_api" / "pages"
+    paths = [path for name in ("static", "templates") for path in (folder / name).rglob("*.*")]
+    files = {path.relative_to(ROOT / "api").as_posix() for path in paths}
+    assert len(files) > 15
+    assert files <= names
+
+
 def test_sdist_is_complete_and_holds_no_local_state(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

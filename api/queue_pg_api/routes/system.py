@@ -14,8 +14,8 @@ endpoints = Endpoints("System")
 
 @endpoints.get("/", answers={307: None})
 async def root(call: Call[NoQuery, NoBody]) -> Response:
-    """Go to /docs."""
-    return RedirectResponse(call.url("/docs"), 307)
+    """Go to /docs; a browser, which asks for text/html, gets the console."""
+    return RedirectResponse(call.url("/docs"), 307, headers={"vary": "accept"})
 
 
 @endpoints.get("/health", answers={200: HealthAnswer})

@@ -1,0 +1,125 @@
+"""`/console/new`: submit a job by a form, with a prompt or with any payload, now or later."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+from queue_pg import store
+from queue_pg.errors import QueuePgError, SubmitError
+from queue_pg.models import KindInfo
+from queue_pg.payloads import parse_json
+from queue_pg_api.bodies import check_model
+from queue_pg_api.errors import ApiError, invalid, translate
+from queue_pg_api.pages.forms import read_form
+from queue_pg_api.pages.page import Page, Visit
+from queue_pg_api.rendering import json_or_mark
+from queue_pg_api.schemas import PRIORITY_NAMES, SubmitBody
+from queue_pg_api.submissions import to_new_job
+
+FIELDS = (
+    "mode", "prompt", "model", "kind", "payload", "queue", "priority", "when", "delay", "unit", "at", "run_at", "tags",
+    "max_attempts", "unique_key",
+)  # fmt: skip
+UNITS = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
+MAX_OFFERED = 100
+MAX_SCHEMA = 4_096
+DEFAULTS = {"mode": "prompt", "queue": "default", "priority": "normal", "when": "now", "unit": "min"}
+
+
+def to_submission(form: dict[str, str], max_payload_bytes: int) -> SubmitBody:
+    """Make what the API takes of what the form says. Raises ApiError naming the field."""
+    unknown = [name for name in form if name not in FIELDS]
+    if unknown:
+        raise invalid(unknown[0][:60], "is no field of this form")
+    body: dict[str, Any] = {name: form[name] for name in ("queue", "priority", "unique_key") if name in form}
+    if form.get("mode", "prompt") == "prompt":
+        if not form.get("prompt", "").strip():
+            raise invalid("prompt", "is empty; say what the model is to do")
+        body |= {"kind": "chat", "payload": {"prompt": form["prompt"]}}
+        if "model" in form:
+            body["payload"]["model"] = form["model"].strip()
+    else:
+        if "kind" not in form:
+            raise invalid("kind", "is empty; say which handler is to run the job")
+        text = form.get("payload", "{}")
+        body["kind"] = form["kind"].strip()
+        body["payload"] = parse_json(text.encode("utf-8"), field="payload", max_bytes=max_payload_bytes)
+    if "tags" in form:
+        body["tags"] = [tag.strip() for tag in form["tags"].split(",") if tag.strip()]
+    if "max_attempts" in form:
+        body["max_attempts"] = _number(form, "max_attempts")
+    match form.get("when", "now"):
+        case "now":
+            pass
+        case "in":
+            body["delay_seconds"] = _number(form, "delay") * UNITS.get(form.get("unit", "min"), 60)
+        case "at":
+            # With scripts the browser sends run_at, which knows the visitor's time zone; without, the form says UTC.
+            if "at" not in form:
+                raise invalid("at", "is empty; say when the job is to start")
+            body["run_at"] = form.get("run_at") or form["at"] + (":00Z" if len(form["at"]) == 16 else "Z")
+        case _:
+            raise invalid("when", "should be now, in or at")
+    return check_model(SubmitBody, body)
+
+
+def _number(form: dict[str, str], field: str) -> int:
+    text = form.get(field, "").strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise invalid(field, "should be a whole number")
+    return int(text)
+
+
+async def submit(visit: Visit) -> Response:
+    """Store the job and go to its page; what is refused comes back in the form, with the reason."""
+    form = await read_form(visit.request)
+    try:
+        new = to_new_job(to_submission(form, visit.queue.max_payload_bytes), None, None)
+        await visit.service.kinds.check([(new.kind, new.queue)])
+        job, _ = await visit.queue.submit_new(new)
+    except (ApiError, SubmitError) as error:
+        refusal = translate(error) if isinstance(error, QueuePgError) else error
+        if refusal.status != 422:
+            raise
+        return await _form(visit, form, refusal)
+    visit.figures.changed()
+    return visit.redirect(visit.url("job", id=job.id))
+
+
+class NewJobPage(Page):
+    """The form; the query string may fill it in, so that a link can offer a job."""
+
+    async def __call__(self, visit: Visit) -> Response:
+        given = {name: value for name, value in visit.request.query_params.items() if name in FIELDS}
+        if "kind" in given and "mode" not in given:
+            given["mode"] = "payload"
+        return await _form(visit, given, None)
+
+
+async def _form(visit: Visit, given: dict[str, str], refusal: ApiError | None) -> Response:
+    overview = await visit.figures.overview()
+    async with visit.figures.looking() as conn:
+        kinds: list[KindInfo] = await store.kinds(conn)
+    known = next((kind for kind in kinds if kind.kind == given.get("kind")), None)
+    return visit.render(
+        page.template,
+        200 if refusal is None else refusal.status,
+        page=page,
+        parts={},
+        values={**dict.fromkeys(FIELDS, ""), **DEFAULTS, **given},
+        fault=None if refusal is None else refusal.detail,
+        fault_field=None
+        if refusal is None
+        else str(refusal.about.get("field", "")).partition(".")[0].partition("[")[0],
+        kinds=kinds[:MAX_OFFERED],
+        known=known,
+        schema="" if known is None or known.schema is None else json.dumps(json_or_mark(known.schema))[:MAX_SCHEMA],
+        queues=sorted({each.queue for each in overview.queues})[:MAX_OFFERED],
+        priorities=list(PRIORITY_NAMES),
+    )
+
+
+page = NewJobPage(name="new", title="New job", template="new.html")

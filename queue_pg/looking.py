@@ -1,0 +1,149 @@
+"""Looking at jobs as people do: bounded in time and in size, so that a page can never hurt the queue.
+
+Whoever looks for programs takes `Queue.get` and `Queue.list`; these here serve the console. Documents are handed out as
+Postgres writes them, by their first characters: nothing is decoded, so no number loses a digit and no depth matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.errors import QueryCanceled
+from psycopg.rows import DictRow, dict_row
+
+from queue_pg import rows
+from queue_pg.client import Queue
+from queue_pg.errors import JobNotFound, TooSlow
+from queue_pg.models import Job
+from queue_pg.statements import statement
+
+DOCUMENTS = ("payload", "result", "error", "metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The first characters of a JSON document, and the size of the whole in bytes."""
+
+    text: str
+    size: int
+
+    @property
+    def whole(self) -> bool:
+        return len(self.text.encode()) == self.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLook:
+    """A job whose documents (payload, result, error, metadata) are None; `previews` has what is asked for.
+
+    `now` is the database's time, to tell ages by.
+    """
+
+    job: Job
+    previews: Mapping[str, Preview]
+    error_code: str | None
+    error_message: str | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLook:
+    """A stored event that tells of a job's state."""
+
+    seq: int
+    at: datetime
+    type: str
+    data: str | None
+    bytes: int | None
+    attempt: str | None
+    worker_id: str | None
+    error_code: str | None
+    error_message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaidLook:
+    """Something that the handler has said: a log line, a chunk of output, progress, or an event of its own."""
+
+    seq: int
+    at: datetime
+    type: str
+    stream: str | None
+    text: str | None
+
+
+@asynccontextmanager
+async def looking(queue: Queue, seconds: float) -> AsyncGenerator[AsyncConnection[Any]]:
+    """Lend a connection on which no statement takes longer than `seconds`. Raises TooSlow when one would."""
+    async with queue.connection() as conn:
+        try:
+            # In a transaction, so that the limit goes with it, whoever gets the connection next.
+            async with conn.transaction():
+                await _all(conn, "look_limit", {"milliseconds": str(round(seconds * 1000))})
+                yield conn
+        except QueryCanceled:
+            raise TooSlow(f"The database did not have the answer within {seconds:g} s.") from None
+
+
+async def now(conn: AsyncConnection[Any]) -> datetime:
+    """Return the database's time."""
+    [row] = await _all(conn, "now", {})
+    found: datetime = row["now"]
+    return found
+
+
+async def look_job(
+    conn: AsyncConnection[Any],
+    job_id: UUID,
+    *,
+    org: str | None,
+    documents: Collection[str] = (),
+    characters: int = 4_096,
+) -> JobLook:
+    """Return a job, and of the named documents the first characters. Raises JobNotFound."""
+    params = {"id": job_id, "org": org, "documents": list(documents), "characters": characters}
+    found = await _all(conn, "look_job", params)
+    if not found:
+        raise JobNotFound(job_id)
+    row = found[0]
+    previews = {name: Preview(row[name], row[f"{name}_bytes"]) for name in DOCUMENTS if row[name] is not None}
+    return JobLook(
+        job=rows.job({**row, **dict.fromkeys(DOCUMENTS)}),
+        previews=previews,
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        now=row["now"],
+    )
+
+
+async def look_events(
+    conn: AsyncConnection[Any], job_id: UUID, *, org: str | None, limit: int, characters: int = 1_000
+) -> list[EventLook]:
+    """Return the newest stored events that tell of the job's state, oldest of them first."""
+    params = {"id": job_id, "org": org, "limit": limit, "characters": characters}
+    return [EventLook(**row) for row in reversed(await _all(conn, "look_events", params))]
+
+
+async def look_said(
+    conn: AsyncConnection[Any], job_id: UUID, *, org: str | None, limit: int, characters: int = 4_000
+) -> list[SaidLook]:
+    """Return the newest of what the job's handler has said, oldest of them first."""
+    params = {"id": job_id, "org": org, "limit": limit, "characters": characters}
+    return [SaidLook(**row) for row in reversed(await _all(conn, "look_said", params))]
+
+
+async def look_marks(conn: AsyncConnection[Any], ids: Sequence[UUID], *, org: str) -> dict[UUID, str]:
+    """Return for each job that exists a text that changes whenever something happens to it."""
+    return {row["id"]: row["mark"] for row in await _all(conn, "look_marks", {"ids": list(ids), "org": org})}
+
+
+async def _all(conn: AsyncConnection[Any], name: str, params: Mapping[str, Any]) -> list[DictRow]:
+    async with AsyncCursor(conn, row_factory=dict_row) as cursor:
+        await cursor.execute(statement(name), params)
+        return await cursor.fetchall()

@@ -86,7 +86,10 @@ async def get_batch(call: Call[BatchWait, NoBody]) -> Response:
     refuses=(403, 404, 408, 409, 413, 415, 422, 503),
 )
 async def add_jobs(call: Call[NoQuery, NoBody]) -> Response:
-    """Add a job, or many, to an open batch: bodies and answers are those of `POST /jobs`. 409 when it is closed."""
+    """Add one job or many to an open batch, with bodies and answers as of `POST /jobs`.
+
+    409 when it is closed.
+    """
     key, batch_id = idempotency_key(call.request), _batch_id(call)
     try:
         if is_ndjson(call.request):

@@ -68,9 +68,14 @@ async def tab(context: BrowserContext) -> AsyncIterator[Page]:
     assert faults == []
 
 
+async def shows(tab: Page, how: str) -> None:
+    """Wait until the page follows by stream, or polls. By attribute: the policy forbids waiting by a function."""
+    await expect(tab.locator("html")).to_have_attribute("data-live", how)
+
+
 async def live(tab: Page, path: str) -> None:
     await tab.goto(path)
-    await tab.wait_for_function("document.documentElement.dataset.live === 'stream'")
+    await shows(tab, "stream")
 
 
 async def test_lists_and_counts_follow(tab: Page, queue: Queue) -> None:
@@ -164,7 +169,7 @@ async def test_filters_are_the_address(tab: Page, queue: Queue) -> None:
     await tab.keyboard.press("Enter")
     await tab.wait_for_url("**/console/jobs?queue=one+%26+two")
     await expect(tab.locator("tbody tr")).to_have_count(1)
-    await tab.wait_for_function("document.documentElement.dataset.live === 'stream'")
+    await shows(tab, "stream")
     await queue.submit("chat", queue="other")
     await queue.submit("chat", queue="one & two")
     await expect(tab.locator("tbody tr")).to_have_count(2)
@@ -204,7 +209,7 @@ async def test_create_now_and_at_a_time_of_the_visitors_clock(tab: Page, queue: 
 
 async def live_less(tab: Page, path: str) -> None:
     await tab.goto(path)
-    await tab.wait_for_function("document.documentElement.classList.contains('scripted')")
+    await expect(tab.locator("html")).to_have_class("scripted")
 
 
 async def test_cancel_retry_and_pause(tab: Page, queue: Queue) -> None:
@@ -220,7 +225,7 @@ async def test_cancel_retry_and_pause(tab: Page, queue: Queue) -> None:
     await tab.get_by_role("button", name="Pause queue default").click()
     await expect(tab.get_by_role("button", name="Resume queue default")).to_be_visible()
     assert (await queue.stats())[0].paused
-    await tab.wait_for_function("document.documentElement.dataset.live === 'stream'")
+    await shows(tab, "stream")
     await queue.resume("default")
     await expect(tab.get_by_role("button", name="Pause queue default")).to_be_visible()
 
@@ -232,7 +237,7 @@ async def test_the_keyboard_is_enough(tab: Page, queue: Queue) -> None:
         for key in keys:
             await tab.keyboard.press(key)
         await tab.wait_for_url(f"**{path}")
-        await tab.wait_for_function("document.documentElement.dataset.live === 'stream'")
+        await shows(tab, "stream")
     await live(tab, "/console/jobs")
     for key in "jjk":
         await tab.keyboard.press(key)
@@ -261,7 +266,7 @@ async def test_live_can_be_switched_off_and_stays_off(tab: Page, queue: Queue) -
     await expect(tab.locator("tbody tr")).to_have_count(1)
     assert [url for url in asked if "events" in url] == []
     await tab.keyboard.press("l")
-    await tab.wait_for_function("document.documentElement.dataset.live === 'stream'")
+    await shows(tab, "stream")
     await queue.submit("chat")
     await expect(tab.locator("tbody tr")).to_have_count(2)
 
@@ -269,7 +274,7 @@ async def test_live_can_be_switched_off_and_stays_off(tab: Page, queue: Queue) -
 async def test_without_the_stream_it_polls(tab: Page, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse_module, "MAX_VIEWERS", 0)
     await tab.goto("/console/jobs")
-    await tab.wait_for_function("document.documentElement.dataset.live === 'polling'")
+    await shows(tab, "polling")
     await queue.submit("chat")
     await expect(tab.locator("tbody tr")).to_have_count(1)
 

@@ -124,7 +124,10 @@ async def cancel_batch(call: Call[NoQuery, CancelBody]) -> Response:
 
 @endpoints.post("/batches/{id}/retry-failed", answers={200: BatchActionAnswer}, refuses=(403, 404, 422, 503))
 async def retry_failed(call: Call[NoQuery, RetryFailedBody]) -> Response:
-    """Put its failed jobs back into their queues; it ends, and calls back, once more. Again while `done` is false."""
+    """Put its failed jobs back into their queues.
+
+    It ends, and calls back, once more. Call again while `done` is false.
+    """
     action = await call.queue.retry_failed(
         _batch_id(call),
         max_attempts=call.body.max_attempts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import psycopg
@@ -90,7 +91,8 @@ def test_without_a_long_transaction_every_claim_is_exact(connection: psycopg.Con
     insert(connection, 1, age="2 h")
     assert claim(connection, 3)[0] == [1, 1, last + 2]
     (floors,) = connection.execute("select current_setting('queue_pg.floors', true)").fetchone() or ("?",)
-    assert not floors
+    # Of a lane that had one while autovacuum was at work, an empty entry may be left.
+    assert [org for queues in json.loads(floors or "{}").values() for orgs in queues.values() for org in orgs] == []
 
 
 def test_a_higher_priority_is_seen_at_once(connection: psycopg.Connection, held: psycopg.Connection) -> None:

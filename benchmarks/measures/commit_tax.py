@@ -55,7 +55,7 @@ def _target(text: str, *cases: str) -> Target:
 
 
 TARGETS = (
-    _target("workers idle, 1 to 64 clients", *_cases("idle")),
+    _target("workers idle, 1 to 64 clients", *_cases("idle"), *_cases("paused", PAUSED_CLIENTS)),
     _target("workers draining, 1 to 64 clients", *_cases("draining")),
     _target("workers idle, with 1 ms of commit latency", *_cases("idle", slow=True)),
     _target("workers draining, with 1 ms of commit latency", *_cases("draining", slow=True)),

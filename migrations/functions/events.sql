@@ -39,8 +39,8 @@ begin
     group by e.id
   ),
   held as materialized (
-    select j.id, j.org::text, j.queue::text, j.kind::text, j.attempt::integer, j.worker_id, j.claimed_at, j.promoted_at,
-      j.followed, e.types, e.data, e.entries,
+    select j.id, j.ctid as place, j.org::text, j.queue::text, j.kind::text, j.attempt::integer, j.worker_id, j.claimed_at,
+      j.promoted_at, j.followed, e.types, e.data, e.entries,
       -- Room at the end of the range, where a row made by hand may be.
       least(greatest(j.last_event_seq, 1), 1000000000 - e.entries - 2)::integer as before,
       (j.promoted_at is not null)::integer as promoted,
@@ -52,7 +52,8 @@ begin
     update queue_pg.jobs j
     set last_event_seq = h.before + h.promoted + h.started + h.entries, promoted_at = null,
       logged_token = case when h.started = 1 then j.lease_token else j.logged_token end
-    from held h where j.id between h.id and h.id
+    -- By its place: the lock keeps it there.
+    from held h where j.ctid = h.place
   ),
   stored as (
     insert into queue_pg.job_events (job_id, seq, at, type, data)

@@ -8,17 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from queue_pg import arguments, store
+from queue_pg import arguments, step_store, store
 from queue_pg.errors import InvalidJob, JobNotFound, LeaseLost
 from queue_pg.handler_events import own_event, progress_event
-from queue_pg.models import ClaimedJob, NewEvent, Renewed
+from queue_pg.models import ClaimedJob, NewEvent, Renewed, Step
 from queue_pg.payloads import decode_json, encode_json
+from queue_pg.steps import MAX_STEP_BYTES
 
 
 class AsyncPulling(ABC):
@@ -135,3 +136,67 @@ class AsyncPulling(ABC):
         known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
         async with self.connection() as conn:
             return await store.release(conn, known, token)
+
+    async def cancel_claimed(self, job_id: UUID | str, lease_token: int, reason: str | None = None) -> str:
+        """End a claimed job as cancelled, as its handler wants it; return its new state. Raises LeaseLost."""
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        async with self.connection() as conn:
+            return await store.cancel_claimed(conn, known, token, arguments.reason(reason))
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    async def save_step(self, job_id: UUID | str, lease_token: int, name: str, result: Any = None) -> None:
+        """Keep the result of a finished step of a claimed job; `steps` has it in every later attempt.
+
+        The same once more under the same lease changes nothing. Raises LeaseLost; InvalidJob for a name that another
+        step has, for what is no JSON, or above 1 MiB.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        arguments.check_filters(name=name)
+        text = None if result is None else encode_json(result, field="result", max_bytes=MAX_STEP_BYTES)
+        async with self.connection() as conn:
+            await step_store.save_step(conn, known, token, name, text)
+
+    async def sleep(
+        self,
+        job_id: UUID | str,
+        lease_token: int,
+        name: str,
+        delay: timedelta | float | None = None,
+        *,
+        until: datetime | None = None,
+    ) -> Step:
+        """Begin a sleep of a claimed job, or look at it; without `finished_at` it is not over: then `suspend`.
+
+        The first call says how long. Raises LeaseLost, InvalidJob.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        arguments.check_filters(name=name)
+        if (delay is None) == (until is None):
+            raise InvalidJob("delay", "give either delay or until")
+        wait = arguments.wait("delay", delay)
+        arguments.aware("until", until)
+        async with self.connection() as conn:
+            return await step_store.sleep(conn, known, token, name, delay=wait, until=until)
+
+    async def wait_for_event(
+        self, job_id: UUID | str, lease_token: int, name: str, timeout: timedelta | float | None = None
+    ) -> Step:
+        """Look whether the event `name` has come for a claimed job; without `finished_at` it has not: then `suspend`.
+
+        `result` is the payload of the signal, unless `timed_out`. The first call says for how long. Raises LeaseLost.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        arguments.check_filters(name=name)
+        limit = arguments.wait("timeout", timeout)
+        async with self.connection() as conn:
+            return await step_store.wait_for_event(conn, known, token, name, timeout=limit)
+
+    async def suspend(self, job_id: UUID | str, lease_token: int) -> str:
+        """Give a job back until what it waits for is over, burning no attempt; return its new state.
+
+        That is `queued` when it is over by now. Raises LeaseLost.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        async with self.connection() as conn:
+            return await store.suspend(conn, known, token)

@@ -387,6 +387,15 @@ async def release(conn: AsyncConnection[Any], job_id: UUID, lease_token: int) ->
     return str((await _all(conn, "release", {"id": job_id, "lease_token": lease_token}))[0]["state"])
 
 
+async def suspend(conn: AsyncConnection[Any], job_id: UUID, lease_token: int) -> str:
+    return str((await _all(conn, "wait", {"id": job_id, "lease_token": lease_token}))[0]["state"])
+
+
+async def cancel_claimed(conn: AsyncConnection[Any], job_id: UUID, lease_token: int, reason: str | None) -> str:
+    params = {"id": job_id, "lease_token": lease_token, "reason": reason}
+    return str((await _all(conn, "cancel_claimed", params))[0]["state"])
+
+
 async def register_worker(
     conn: AsyncConnection[Any],
     worker_id: str,

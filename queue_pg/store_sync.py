@@ -390,6 +390,15 @@ def release(conn: Connection[Any], job_id: UUID, lease_token: int) -> str:
     return str((_all(conn, "release", {"id": job_id, "lease_token": lease_token}))[0]["state"])
 
 
+def suspend(conn: Connection[Any], job_id: UUID, lease_token: int) -> str:
+    return str((_all(conn, "wait", {"id": job_id, "lease_token": lease_token}))[0]["state"])
+
+
+def cancel_claimed(conn: Connection[Any], job_id: UUID, lease_token: int, reason: str | None) -> str:
+    params = {"id": job_id, "lease_token": lease_token, "reason": reason}
+    return str((_all(conn, "cancel_claimed", params))[0]["state"])
+
+
 def register_worker(
     conn: Connection[Any],
     worker_id: str,

@@ -105,6 +105,9 @@ LINES = {
     "from queue_pg import arguments, schedule_store": (
         "from queue_pg import arguments, schedule_store_sync as schedule_store"
     ),
+    "from queue_pg import arguments, step_store, store": (
+        "from queue_pg import arguments, step_store_sync as step_store, store_sync as store"
+    ),
     "from queue_pg import arguments, step_store": "from queue_pg import arguments, step_store_sync as step_store",
     "States = Callable[[list[UUID]], Awaitable[dict[UUID, str]]]": "States = Callable[[list[UUID]], dict[UUID, str]]",
     "Jobs = Callable[[list[UUID]], Awaitable[list[Job]]]": "Jobs = Callable[[list[UUID]], list[Job]]",

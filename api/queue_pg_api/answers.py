@@ -153,6 +153,11 @@ class StepsAnswer(Answer):
     steps: list[StepAnswer]
 
 
+class SavedStepAnswer(Answer):
+    id: UUID
+    name: str
+
+
 class SignalAnswer(Answer):
     id: UUID
     name: str

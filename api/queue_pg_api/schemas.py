@@ -364,6 +364,12 @@ class CancelBody(Body):
     reason: Annotated[str, Field(max_length=2_000)] | None = Field(None, description="Stored as the error's message.")
 
 
+class CancelJobBody(CancelBody):
+    lease_token: LeaseToken | None = Field(
+        None, description="Of the claim: only while that is current. For the worker that has the job."
+    )
+
+
 class RetryBody(Body):
     max_attempts: Attempts | None = Field(None, description="Attempts from now on; default: as many as it had.")
     fresh: bool = Field(False, description="True: do the steps again that it has finished.")
@@ -389,29 +395,6 @@ class RerunBody(Body):
     timeout_seconds: TimeoutSeconds | None = Field(None, description="Of one attempt.")
     tags: Annotated[list[Name], Field(max_length=64)] | None = None
     metadata: dict[str, Any] | None = None
-
-
-class ClaimBody(Body):
-    """What a pull worker asks for."""
-
-    worker: Name = Field(description="Who claims: unique per process.", examples=["go-worker-1"])
-    queues: Annotated[list[Name], Field(min_length=1, max_length=100)] = Field(default_factory=lambda: ["default"])
-    kinds: Annotated[list[Name], Field(min_length=1, max_length=1_000)] | None = Field(
-        None, description="Only these kinds; absent: all."
-    )
-    max: Annotated[int, Field(ge=1, le=MAX_CLAIM_JOBS)] = Field(1, description="At most this many jobs.")
-    wait: WaitSeconds = Field(0, description="Wait up to this many seconds for the first job.")
-    lease_seconds: LeaseSeconds | None = Field(None, description="Default: the queue's lease.")
-
-
-class HeartbeatBody(Body):
-    lease_token: LeaseToken
-    lease_seconds: LeaseSeconds | None = None
-
-
-class CompleteBody(Body):
-    lease_token: LeaseToken
-    result: Any = None
 
 
 class ErrorDetails(BaseModel):
@@ -446,13 +429,6 @@ ErrorInput = Annotated[
         }
     ),
 ]
-
-
-class FailBody(Body):
-    lease_token: LeaseToken
-    error: ErrorInput
-    retry: bool = Field(True, description="False: never again, whatever attempts are left.")
-    delay_seconds: Seconds | None = Field(None, description="Replaces the kind's backoff.")
 
 
 class EventsQuery(Query):

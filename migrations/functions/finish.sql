@@ -244,6 +244,14 @@ language sql as $$ select queue_pg.finish_one(id, lease_token, 'wait', null, nul
 create or replace function queue_pg.release(id uuid, lease_token bigint) returns text
 language sql as $$ select queue_pg.finish_one(id, lease_token, 'release', null, null, null) $$;
 
+create or replace function queue_pg.cancel_claimed(id uuid, lease_token bigint, reason text default null) returns text
+language sql as $$
+  select queue_pg.finish_one(id, lease_token, 'cancel', null,
+    jsonb_build_object('code', 'cancelled', 'message', coalesce(reason, 'cancelled by its handler')), null)
+$$;
+
+comment on function queue_pg.cancel_claimed is
+  'Ends a claimed job as cancelled, for its worker; queue_pg.cancel() is for everybody else.';
 comment on function queue_pg.complete is 'Ends a claimed job as completed, with its result.';
 comment on function queue_pg.fail is 'Ends an attempt as failed; retried while attempts are left, unless retry is false.';
 comment on function queue_pg.snooze is 'Gives a claimed job back to run again after the delay; burns no attempt.';

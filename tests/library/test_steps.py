@@ -14,6 +14,7 @@ from queue_pg import (
     InvalidJob,
     InvalidTransition,
     JobNotFound,
+    LeaseLost,
     PayloadTooLarge,
     Queue,
     SyncQueue,
@@ -139,3 +140,73 @@ def test_what_is_a_suspension() -> None:
     # Something failed as well: that is what counts.
     assert not is_suspension(BaseExceptionGroup("", [one, ValueError()]))
     assert not is_suspension(ValueError())
+
+
+async def test_a_worker_without_handlers_has_steps(queue: Queue) -> None:
+    job = await queue.submit("k")
+    [mine] = await queue.claim("w", ["default"])
+    token = mine.lease_token
+    await queue.save_step(job.id, token, "draft", {"n": 1})
+    assert (await queue.wait_for_event(job.id, token, "go", 60)).finished_at is None
+    assert (await queue.sleep(job.id, token, "nap", timedelta(hours=1))).finished_at is None
+    assert await queue.suspend(job.id, token) == "scheduled"
+    with pytest.raises(LeaseLost):
+        await queue.suspend(job.id, token)
+    await queue.signal(job.id, "go", [1, 2])
+    [again] = await queue.claim("w", ["default"])
+    assert (again.attempt, [step.name for step in await queue.steps(job.id)]) == (1, ["draft", "go", "nap"])
+    assert (await queue.wait_for_event(job.id, again.lease_token, "go")).result == [1, 2]
+    assert await queue.cancel_claimed(job.id, again.lease_token, "enough") == "cancelled"
+    assert (await queue.get(job.id)).error == {"code": "cancelled", "message": "enough"}
+    with pytest.raises(LeaseLost) as lost:
+        await queue.cancel_claimed(job.id, again.lease_token)
+    assert lost.value.state == "cancelled"
+
+
+def test_a_blocking_worker_has_steps_too(dsn: str) -> None:
+    with SyncQueue(dsn, notify=False) as queue:
+        job = queue.submit("k")
+        [mine] = queue.claim("w", ["default"])
+        queue.save_step(job.id, mine.lease_token, "draft")
+        assert queue.sleep(job.id, mine.lease_token, "nap", 0).finished_at is not None
+        assert queue.suspend(job.id, mine.lease_token) == "queued"
+        [again] = queue.claim("w", ["default"])
+        assert queue.cancel_claimed(job.id, again.lease_token) == "cancelled"
+        assert queue.get(job.id).error == {"code": "cancelled", "message": "cancelled by its handler"}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "field"),
+    [
+        ("save_step", ("",), "name"),
+        ("save_step", (5,), "name"),
+        ("save_step", ("a\x00",), "name"),
+        ("save_step", ("a", {1, 2}), "result"),
+        ("sleep", ("a",), "delay"),
+        ("sleep", ("a", -1), "delay"),
+        ("sleep", ("a", float("nan")), "delay"),
+        ("wait_for_event", ("a", -1), "timeout"),
+        ("wait_for_event", ("x" * 201,), "name"),
+    ],
+)
+async def test_wrong_steps_are_named(queue: Queue, call: str, arguments: tuple[Any, ...], field: str) -> None:
+    job = await queue.submit("k")
+    [mine] = await queue.claim("w", ["default"])
+    with pytest.raises(InvalidJob) as refused:
+        await getattr(queue, call)(job.id, mine.lease_token, *arguments)
+    assert refused.value.field.startswith(field)
+    for token in (True, "1", -1, 2**63):
+        with pytest.raises(InvalidJob) as refused:
+            await getattr(queue, call)(job.id, token, "a", 1)
+        assert refused.value.field == "lease_token"
+
+
+async def test_steps_of_the_pull_side_take_no_large_results(queue: Queue) -> None:
+    job = await queue.submit("k")
+    [mine] = await queue.claim("w", ["default"])
+    with pytest.raises(PayloadTooLarge):
+        await queue.save_step(job.id, mine.lease_token, "a", "x" * 1024 * 1024)
+    with pytest.raises(InvalidJob):
+        await queue.sleep(job.id, mine.lease_token, "a", 1, until=datetime(2999, 1, 1))
+    with pytest.raises(InvalidJob):
+        await queue.sleep(job.id, mine.lease_token, "a", until=datetime(2999, 1, 1))

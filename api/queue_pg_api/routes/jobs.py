@@ -16,7 +16,7 @@ from queue_pg_api.errors import json_response
 from queue_pg_api.longpoll import first_of, watching
 from queue_pg_api.rendering import dependencies_json, job_json, job_summary, waiting_json
 from queue_pg_api.routes.bulk import submit_array, submit_lines
-from queue_pg_api.schemas import CancelBody, ChainBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
+from queue_pg_api.schemas import CancelJobBody, ChainBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
 from queue_pg_api.submissions import answer_stored, idempotency_key, submit_one, to_new_job, traceparent
 
 endpoints = Endpoints("Jobs")
@@ -125,11 +125,15 @@ async def chain_job(call: Call[NoQuery, ChainBody]) -> Response:
 
 
 @endpoints.post("/jobs/{id}/cancel", answers={200: JobAnswer}, refuses=(403, 404, 409, 422, 503))
-async def cancel_job(call: Call[NoQuery, CancelBody]) -> Response:
+async def cancel_job(call: Call[NoQuery, CancelJobBody]) -> Response:
     """Cancel an unfinished job, a running one too.
 
-    Its worker loses the lease at once. Cancelling a cancelled job answers the same again.
+    Its worker loses the lease at once. Cancelling a cancelled job answers the same again. With `lease_token` it is the
+    worker itself that ends its attempt so: refused like its other writes when the lease is lost.
     """
+    if call.body.lease_token is not None:
+        await call.queue.cancel_claimed(call.job_id, call.body.lease_token, call.body.reason)
+        return json_response(job_json(await call.queue.get(call.job_id)))
     return json_response(job_json(await call.queue.cancel(call.job_id, call.body.reason)))
 
 

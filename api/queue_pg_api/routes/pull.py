@@ -1,4 +1,7 @@
-"""Pull workers in any language: claim over HTTP, then heartbeat, complete or fail with the lease token."""
+"""Pull workers in any language: claim over HTTP, then all that a handler can do, with the lease token.
+
+What they say (events, logs, progress) is in events.py, their files in artifacts.py, cancelling in jobs.py.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,24 @@ from datetime import timedelta
 from starlette.responses import Response
 
 from queue_pg.errors import LeaseLost
-from queue_pg_api.answers import ClaimAnswer, FinishAnswer, HeartbeatAnswer
+from queue_pg_api.answers import ClaimAnswer, FinishAnswer, HeartbeatAnswer, SavedStepAnswer, StepAnswer
 from queue_pg_api.claim_room import Wanted
 from queue_pg_api.endpoints import CLIENT_GONE, Call, Endpoints
-from queue_pg_api.errors import json_response, raw_json_response
+from queue_pg_api.errors import invalid, json_response, raw_json_response
 from queue_pg_api.longpoll import watching
-from queue_pg_api.rendering import claimed_json, stored_error, timestamp
-from queue_pg_api.schemas import ClaimBody, CompleteBody, FailBody, HeartbeatBody, NoQuery
+from queue_pg_api.pull_schemas import (
+    ClaimBody,
+    CompleteBody,
+    FailBody,
+    HeartbeatBody,
+    LeaseBody,
+    SaveStepBody,
+    SleepBody,
+    SnoozeBody,
+    WaitForEventBody,
+)
+from queue_pg_api.rendering import claimed_json, step_json, stored_error, timestamp
+from queue_pg_api.schemas import NoQuery
 
 TAG = "Workers"
 # Apart, because /jobs/claim must be tried before /jobs/{id}.
@@ -74,3 +88,66 @@ async def fail_job(call: Call[NoQuery, FailBody]) -> Response:
         job_id, call.body.lease_token, stored_error(call.body.error), retry=call.body.retry, delay=delay
     )
     return json_response({"id": str(job_id), "state": state})
+
+
+@endpoints.post("/jobs/{id}/snooze", answers={200: FinishAnswer}, refuses=WRITE_REFUSALS)
+async def snooze_job(call: Call[NoQuery, SnoozeBody]) -> Response:
+    """Give the job back to run again after a while; burns no attempt."""
+    job_id, body = call.job_id, call.body
+    state = await call.queue.snooze(job_id, body.lease_token, body.delay_seconds)
+    return json_response({"id": str(job_id), "state": state})
+
+
+@endpoints.post("/jobs/{id}/release", answers={200: FinishAnswer}, refuses=WRITE_REFUSALS)
+async def release_job(call: Call[NoQuery, LeaseBody]) -> Response:
+    """Give the job back to its queue now, as at shutdown; burns no attempt."""
+    job_id = call.job_id
+    return json_response({"id": str(job_id), "state": await call.queue.release(job_id, call.body.lease_token)})
+
+
+# ---- steps ------------------------------------------------------------------------------------------------------
+
+
+@endpoints.post("/jobs/{id}/steps", answers={200: SavedStepAnswer}, refuses=WRITE_REFUSALS)
+async def save_step(call: Call[NoQuery, SaveStepBody]) -> Response:
+    """Keep the result of a finished step; `GET /jobs/{id}/steps` has it in every later attempt.
+
+    The same once more with the same lease changes nothing. A name that another step has is refused.
+    """
+    job_id, body = call.job_id, call.body
+    await call.queue.save_step(job_id, body.lease_token, body.name, body.result)
+    return json_response({"id": str(job_id), "name": body.name})
+
+
+@endpoints.post("/jobs/{id}/sleep", answers={200: StepAnswer}, refuses=WRITE_REFUSALS)
+async def begin_sleep(call: Call[NoQuery, SleepBody]) -> Response:
+    """Begin a sleep, or look at it; while `finished_at` is null it is not over: then suspend the job.
+
+    How long it lasts is what the first call said, counted from there.
+    """
+    body = call.body
+    if (body.delay_seconds is None) == (body.until is None):
+        raise invalid("delay_seconds", "give either delay_seconds or until")
+    step = await call.queue.sleep(call.job_id, body.lease_token, body.name, body.delay_seconds, until=body.until)
+    return json_response(step_json(step))
+
+
+@endpoints.post("/jobs/{id}/wait-for-event", answers={200: StepAnswer}, refuses=WRITE_REFUSALS)
+async def wait_for_event(call: Call[NoQuery, WaitForEventBody]) -> Response:
+    """Look whether an event has come; while `finished_at` is null it has not: then suspend the job.
+
+    `result` is the payload of the signal, unless it has `timed_out`. The timeout is what the first call said.
+    """
+    body = call.body
+    step = await call.queue.wait_for_event(call.job_id, body.lease_token, body.name, body.timeout_seconds)
+    return json_response(step_json(step))
+
+
+@endpoints.post("/jobs/{id}/suspend", answers={200: FinishAnswer}, refuses=WRITE_REFUSALS)
+async def suspend_job(call: Call[NoQuery, LeaseBody]) -> Response:
+    """Give the job back until the sleep or event that it has reached is over; burns no attempt.
+
+    `queued` when it is over by now: it is claimed again, from its start.
+    """
+    job_id = call.job_id
+    return json_response({"id": str(job_id), "state": await call.queue.suspend(job_id, call.body.lease_token)})

@@ -106,6 +106,38 @@ async def test_partitions_made_under_load_refuse_nobody_s_outcome(conn: Connecti
     )
 
 
+@pytest.mark.parametrize("table", ["all_jobs", "job_events"])
+async def test_a_reader_misses_nothing_while_what_is_kept_moves_into_a_partition(
+    conn: Connection, dsn: str, clock: Clock, table: str
+) -> None:
+    clock.advance(3 * 86_400)  # nobody maintained meanwhile
+    await conn.execute("select queue_pg.configure(retention => '1 hour')")
+    await conn.execute("insert into queue_pg.jobs (kind) values ('k')")
+    await conn.execute(
+        "select queue_pg.append_event(c.id, c.lease_token, 'log', '{\"line\": \"x\"}')"
+        " from queue_pg.claim('w', '{default}') c"
+    )
+    await conn.execute("select queue_pg.finish_one(id, lease_token, 'complete', null, null, null) from queue_pg.jobs")
+    reads = {
+        "all_jobs": "select state::text from queue_pg.all_jobs",
+        "job_events": "select type from queue_pg.job_events",
+    }
+    expected = await rows(conn, reads[table])
+    assert expected
+    async with await Connection.connect(dsn, autocommit=True) as reader:
+        # The one who plans while the rows move has to see them, before or after: never neither here nor there.
+        pid = reader.info.backend_pid
+        async with conn.transaction():
+            assert await one(conn, "select created from queue_pg.maintain_history()") >= 1
+            reading = asyncio.create_task(rows(reader, reads[table]))
+            async with await Connection.connect(dsn, autocommit=True) as looking:
+                blocked = "select coalesce(wait_event_type = 'Lock', false) from pg_stat_activity where pid = %s"
+                async with asyncio.timeout(20):
+                    while not await one(looking, blocked, pid) and not reading.done():  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+        assert await reading == expected
+
+
 async def test_what_stayed_in_the_default_partition_is_swept_after_its_retention(
     conn: Connection, clock: Clock
 ) -> None:

@@ -19,6 +19,17 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class ZbrainState(StrEnum):
+    """The states in ZBrain's words, as `?vocab=zbrain` asks for them."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    RETRYING = "Retrying"
+    CANCELED = "Canceled"
+
+
 class JobSummary(Answer):
     """A job as listed: without payload and result."""
 
@@ -26,7 +37,7 @@ class JobSummary(Answer):
     kind: str
     queue: str
     org: str
-    state: JobState
+    state: JobState | ZbrainState
     priority: int
     error: dict[str, Any] | None
     attempt: int

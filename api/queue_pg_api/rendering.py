@@ -26,7 +26,7 @@ from queue_pg.models import (
 from queue_pg.payloads import Unreadable, error_object
 from queue_pg.submission import CheckedJob
 from queue_pg.template_model import JobTemplate
-from queue_pg_api.answers import CerebroStatus
+from queue_pg_api.answers import CerebroStatus, ZbrainState
 from queue_pg_api.schemas import ErrorDetails
 
 
@@ -232,6 +232,28 @@ def cerebro_status(state: JobState) -> CerebroStatus:
             return CerebroStatus.COMPLETED
         case JobState.FAILED | JobState.CANCELLED:
             return CerebroStatus.FAILED
+
+
+def zbrain_state(job: Job) -> ZbrainState:
+    """Say a job's state in ZBrain's six words; what waits for its next attempt is `Retrying`."""
+    match job.state:
+        case JobState.SCHEDULED if job.attempt > 0:
+            return ZbrainState.RETRYING
+        case JobState.SCHEDULED | JobState.WAITING | JobState.QUEUED:
+            return ZbrainState.PENDING
+        case JobState.RUNNING:
+            return ZbrainState.RUNNING
+        case JobState.COMPLETED:
+            return ZbrainState.SUCCEEDED
+        case JobState.FAILED:
+            return ZbrainState.FAILED
+        case JobState.CANCELLED:
+            return ZbrainState.CANCELED
+
+
+def in_words(job: Job, vocab: str | None) -> dict[str, Any]:
+    """Give what replaces a rendered job's own words, for a client that asked for another system's."""
+    return {} if vocab is None else {"state": zbrain_state(job).value}
 
 
 def cerebro_result(job: Job) -> dict[str, Any]:

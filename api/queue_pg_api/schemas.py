@@ -338,6 +338,12 @@ class SubmitTemplateBody(Body):
     batch_id: Id | None = None
 
 
+Vocabulary = Annotated[
+    Literal["zbrain"] | None,
+    Field(description="zbrain: `state` is one of Pending, Running, Succeeded, Failed, Retrying, Canceled."),
+]
+
+
 class JobFilter(Query):
     """Which jobs to list, newest first."""
 
@@ -352,12 +358,14 @@ class JobFilter(Query):
     rerun_of: UUID | None = Field(None, description="Only reruns of this job.")
     limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
     cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
+    vocab: Vocabulary = None
 
 
 class JobWait(Query):
     """How long to wait for the job's end."""
 
     wait: WaitSeconds = Field(0, description="Answer when the job has ended, at the latest after this many seconds.")
+    vocab: Vocabulary = None
 
 
 class CancelBody(Body):

@@ -186,8 +186,9 @@ async def test_the_description_holds_together(client: httpx.AsyncClient) -> None
     submission = document["components"]["schemas"]["SubmitBody"]
     assert submission["required"] == ["kind"]
     assert submission["additionalProperties"] is False
-    [wait] = document["paths"]["/jobs/{id}"]["get"]["parameters"][1:]
+    [wait, vocab] = document["paths"]["/jobs/{id}"]["get"]["parameters"][1:]
     assert (wait["name"], wait["schema"]["maximum"]) == ("wait", schemas.MAX_WAIT_SECONDS)
+    assert (vocab["name"], vocab["required"]) == ("vocab", False)
 
 
 def test_every_endpoint_says_what_it_refuses() -> None:

@@ -14,7 +14,7 @@ from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
 from queue_pg_api.longpoll import first_of, watching
-from queue_pg_api.rendering import dependencies_json, job_json, job_summary, waiting_json
+from queue_pg_api.rendering import dependencies_json, in_words, job_json, job_summary, waiting_json
 from queue_pg_api.routes.bulk import submit_array, submit_lines
 from queue_pg_api.schemas import CancelJobBody, ChainBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
 from queue_pg_api.submissions import answer_stored, idempotency_key, submit_one, to_new_job, traceparent
@@ -77,7 +77,8 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
         limit=wanted.limit,
         cursor=wanted.cursor,
     )
-    return json_response({"jobs": [job_summary(job) for job in page.jobs], "next_cursor": page.next_cursor})
+    jobs = [{**job_summary(job), **in_words(job, wanted.vocab)} for job in page.jobs]
+    return json_response({"jobs": jobs, "next_cursor": page.next_cursor})
 
 
 @endpoints.get("/jobs/{id}", answers={200: RelatedJobAnswer}, refuses=(404, 422, 503))
@@ -94,7 +95,7 @@ async def get_job(call: Call[JobWait, NoBody]) -> Response:
             with suppress(WaitTimeout):
                 ended = await first_of(queue.wait(job.id, call.query.wait), gone, call.service.stopping)
         job = ended or await queue.get(job.id)
-    content = job_json(job)
+    content = {**job_json(job), **in_words(job, call.query.vocab)}
     reasons = [] if job.finished or job.state is JobState.RUNNING else await queue.why_waiting(job.id)
     # Meanwhile it may have been started or have ended.
     why = next((each for each in reasons if each.reason not in STARTED), None)

@@ -52,8 +52,11 @@ class Batch:
     on_complete: dict[str, Any] | None
     on_failed: dict[str, Any] | None
     on_all: dict[str, Any] | None
+    on_first_failed: dict[str, Any] | None
     callback_ids: list[UUID]
     callback_error: str | None
+    first_failed_at: datetime | None
+    first_failed_id: UUID | None
     metadata: dict[str, Any]
     created_at: datetime
     closed_at: datetime | None
@@ -88,6 +91,6 @@ class BatchAction:
 def batch(row: Mapping[str, Any]) -> Batch:
     """Return the batch of a row of sql/get_batch.sql, whose documents are JSON text."""
     found: dict[str, Any] = {**row, "state": BatchState(row["state"])}
-    for name in ("on_complete", "on_failed", "on_all", "metadata"):
+    for name in ("on_complete", "on_failed", "on_all", "on_first_failed", "metadata"):
         found[name] = decode_or_mark(found[name])
     return Batch(**found)

@@ -30,6 +30,7 @@ async def create_batch(
     on_complete: str | None,
     on_failed: str | None,
     on_all: str | None,
+    on_first_failed: str | None,
     metadata: str,
     org: str,
 ) -> UUID:
@@ -39,6 +40,7 @@ async def create_batch(
         "on_complete": on_complete,
         "on_failed": on_failed,
         "on_all": on_all,
+        "on_first_failed": on_first_failed,
         "metadata": metadata,
         "org": org,
     }

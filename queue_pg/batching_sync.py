@@ -64,6 +64,7 @@ class SyncBatching(ABC):
         on_complete: Callback | None = None,
         on_failed: Callback | None = None,
         on_all: Callback | None = None,
+        on_first_failed: Callback | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> SyncBatch:
         """Return a batch that is made when its block begins and closed when that ends, or cancelled if it raises.
@@ -73,10 +74,19 @@ class SyncBatching(ABC):
             done = batch.wait(timeout=60)
 
         `on_complete` is submitted when all jobs have completed, `on_failed` when the batch has ended with one failed or
-        cancelled, `on_all` when it has ended: a kind, a NewJob or a mapping with its fields. Their payload, an object,
-        gets the batch and its counts as `batch`.
+        cancelled, `on_all` when it has ended, `on_first_failed` as soon as one has failed: a kind, a NewJob or a
+        mapping with its fields, whose payload, an object, gets the batch and its counts as `batch`; or the URL of a
+        webhook.
         """
-        return SyncBatch(self, name, on_complete=on_complete, on_failed=on_failed, on_all=on_all, metadata=metadata)
+        return SyncBatch(
+            self,
+            name,
+            on_complete=on_complete,
+            on_failed=on_failed,
+            on_all=on_all,
+            on_first_failed=on_first_failed,
+            metadata=metadata,
+        )
 
     def create_batch(
         self,
@@ -85,6 +95,7 @@ class SyncBatching(ABC):
         on_complete: Callback | None = None,
         on_failed: Callback | None = None,
         on_all: Callback | None = None,
+        on_first_failed: Callback | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Make an open batch and return it; `batch` says what the arguments mean. Raises InvalidJob naming one."""
@@ -96,6 +107,7 @@ class SyncBatching(ABC):
                 on_complete=callbacks.encode("on_complete", on_complete),
                 on_failed=callbacks.encode("on_failed", on_failed),
                 on_all=callbacks.encode("on_all", on_all),
+                on_first_failed=callbacks.encode("on_first_failed", on_first_failed),
                 metadata=callbacks.encode_metadata(metadata),
                 org=self.org or "default",
             )
@@ -253,6 +265,7 @@ class SyncBatch:
         on_complete: Callback | None,
         on_failed: Callback | None,
         on_all: Callback | None,
+        on_first_failed: Callback | None,
         metadata: Mapping[str, Any] | None,
     ) -> None:
         self.name = name
@@ -260,6 +273,7 @@ class SyncBatch:
         self._on_complete = on_complete
         self._on_failed = on_failed
         self._on_all = on_all
+        self._on_first_failed = on_first_failed
         self._metadata = metadata
         self._id: UUID | None = None
 
@@ -275,6 +289,7 @@ class SyncBatch:
             on_complete=self._on_complete,
             on_failed=self._on_failed,
             on_all=self._on_all,
+            on_first_failed=self._on_first_failed,
             metadata=self._metadata,
         )
         self._id = made.id

@@ -14,6 +14,7 @@ from queue_pg.payloads import MAX_METADATA_BYTES, encode_json
 from queue_pg.submission import MAX_NAME_CHARS, JobChecker, encode_checked
 
 MAX_CALLBACK_BYTES: Final = 64 * 1024
+WEBHOOK: Final = "webhook"
 _FIELDS: Final = frozenset(
     {"kind", "payload", "queue", "priority", "delay", "max_attempts", "timeout", "tags", "metadata", "traceparent"}
 )
@@ -47,9 +48,11 @@ def _job(field: str, callback: NewJob | Mapping[str, Any] | str) -> NewJob:
     if isinstance(callback, NewJob):
         return callback
     if isinstance(callback, str):
+        if callback.lower().startswith(("http://", "https://")):
+            return NewJob(kind=WEBHOOK, payload={"url": callback})
         return NewJob(kind=callback)
     if not isinstance(cast(Any, callback), Mapping):
-        raise InvalidJob(field, "must be a kind, a NewJob or a mapping with the fields of one")
+        raise InvalidJob(field, "must be a kind, a URL, a NewJob or a mapping with the fields of one")
     given: dict[str, Any] = {}
     for name, value in callback.items():
         known = _SECONDS.get(name, name)

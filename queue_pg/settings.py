@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     ollama_host: str | None = _from("OLLAMA_HOST")
     ollama_model: str = _from("OLLAMA_MODEL", default="qwen2.5:0.5b", min_length=1)
 
+    # Kind `webhook`. Secrets never come from payloads, which name one of `webhook_secrets` at most.
+    webhook_secret: str | None = _from("WEBHOOK_SECRET", secret=True)
+    webhook_secrets: str | None = _from("WEBHOOK_SECRETS", secret=True)
+    webhook_allow_private: list[str] = _from("WEBHOOK_ALLOW_PRIVATE", default=[])
+    webhook_timeout_seconds: float = _from("WEBHOOK_TIMEOUT", default=30.0, gt=0, le=600)
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _from("LOG_LEVEL", default="INFO")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
@@ -132,7 +138,7 @@ class Settings(BaseSettings):
     def _as_libpq_takes_it(cls, value: str | None) -> str | None:
         return None if value is None else normalise_dsn(value)
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", "webhook_allow_private", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -129,8 +129,11 @@ class BatchAnswer(Answer):
     on_complete: dict[str, Any] | None
     on_failed: dict[str, Any] | None
     on_all: dict[str, Any] | None
+    on_first_failed: dict[str, Any] | None
     callback_ids: list[UUID] = Field(description="The jobs that its last end submitted.")
     callback_error: str | None = Field(description="Why they could not be submitted.")
+    first_failed_at: datetime | None = Field(description="When the first failure of this run called back.")
+    first_failed_id: UUID | None = Field(description="The job that was submitted then.")
     metadata: dict[str, Any]
     created_at: datetime
     closed_at: datetime | None

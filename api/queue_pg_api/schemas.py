@@ -248,13 +248,37 @@ class CallbackBody(Body):
         )
 
 
+def parse_callback(value: object) -> object:
+    """Take a bare URL for the webhook to it."""
+    if not isinstance(value, str):
+        return value
+    if not value.lower().startswith(("http://", "https://")):
+        raise ValueError("should be a job, an object with a kind, or the URL of a webhook")
+    return {"kind": "webhook", "payload": {"url": value}}
+
+
+CallbackInput = Annotated[
+    CallbackBody,
+    BeforeValidator(parse_callback),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "uri", "description": "A webhook: POST of the event as JSON."},
+                CallbackBody.model_json_schema(),
+            ]
+        }
+    ),
+]
+
+
 class BatchBody(Body):
     """A batch to make. Everything may be left out."""
 
     name: Name | None = Field(None, description="For people; need not be unique.", examples=["import"])
-    on_complete: CallbackBody | None = Field(None, description="Submitted when all jobs have completed.")
-    on_failed: CallbackBody | None = Field(None, description="Submitted when it ended with one failed or cancelled.")
-    on_all: CallbackBody | None = Field(None, description="Submitted when it has ended, whichever way.")
+    on_complete: CallbackInput | None = Field(None, description="Submitted when all jobs have completed.")
+    on_failed: CallbackInput | None = Field(None, description="Submitted when it ended with one failed or cancelled.")
+    on_all: CallbackInput | None = Field(None, description="Submitted when it has ended, whichever way.")
+    on_first_failed: CallbackInput | None = Field(None, description="Submitted as soon as one has failed for good.")
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; callbacks get it.")
 
 

@@ -49,7 +49,8 @@ as $$
 begin
   perform from queue_pg.batches b where b.id = rejoin_batch.batch_id for update;
   update queue_pg.batches b
-  set state = 'closed', run = b.run + 1, finished_at = null, cancelled_at = null
+  set state = 'closed', run = b.run + 1, finished_at = null, cancelled_at = null, first_failed_at = null,
+    first_failed_id = null
   where b.id = rejoin_batch.batch_id and b.finished_at is not null;
   insert into queue_pg.batch_counters (batch_id, failed, cancelled)
   values (rejoin_batch.batch_id, -(was = 'failed')::integer, -(was = 'cancelled')::integer);
@@ -58,7 +59,7 @@ end
 $$;
 
 -- Called by retire() with the batches of the jobs it moved. Maintenance is woken by who seems to have ended the last job
--- of a closed batch. Two who end the last two at once do not see each other: then it finds out by itself within a second.
+-- of a closed batch, or has made the first one fail where that calls back. Two who end the last two at once do not see each other: then it finds out by itself within a second.
 create or replace function queue_pg.count_batches(batch_ids uuid[], states queue_pg.job_state[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -82,7 +83,12 @@ begin
       and b.total - b.completed - b.failed - b.cancelled <= 200
       and b.total - b.completed - b.failed - b.cancelled <= (
         select sum(c.completed + c.failed + c.cancelled) from queue_pg.batch_counters c where c.batch_id = b.id)
-  ) then
+  ) or ('failed' = any (states) and exists (
+    select
+    from (select distinct u.batch_id as id from unnest(batch_ids, states) as u (batch_id, state) where u.state = 'failed') f
+    join queue_pg.batches b on b.id between f.id and f.id
+    where b.on_first_failed is not null and b.first_failed_at is null
+  )) then
     perform queue_pg.wake_due(queue_pg.now());
   end if;
 end
@@ -95,7 +101,7 @@ select
   case when t.total = 0 then 100
     else round(100.0 * (t.completed + t.failed + t.cancelled) / t.total, 1) end::double precision as percent,
   b.on_complete, b.on_failed, b.on_all, b.callback_ids, b.callback_error, b.metadata::jsonb as metadata, b.created_at,
-  b.closed_at, b.cancelled_at, b.finished_at
+  b.closed_at, b.cancelled_at, b.finished_at, b.on_first_failed, b.first_failed_at, b.first_failed_id
 from queue_pg.batches b
 cross join lateral (
   select coalesce(sum(c.completed), 0)::bigint as completed, coalesce(sum(c.failed), 0)::bigint as failed,
@@ -117,6 +123,42 @@ $$;
 
 comment on function queue_pg.batch(uuid) is 'The batch with this id and its counts; no row when there is none.';
 
+-- The job of a callback that is given as the URL of a webhook; others as they are, and null for none.
+create or replace function queue_pg.callback_spec(given jsonb) returns jsonb
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case jsonb_typeof(given)
+    when 'string' then jsonb_build_object('kind', 'webhook', 'payload', jsonb_build_object('url', given))
+    when 'null' then null
+    else given end
+$$;
+
+-- What workers would refuse in the payload of a webhook, as far as that can be seen here.
+create or replace function queue_pg.check_webhook(field text, payload jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unknown text;
+begin
+  select k into v_unknown from jsonb_object_keys(payload) k where k not in ('url', 'body', 'headers', 'secret_name') limit 1;
+  if found then
+    perform queue_pg.raise_invalid(field || '.' || left(v_unknown, 100), 'is no field of a webhook');
+  elsif coalesce(payload ->> 'url', '') !~* '^https?://[^/?#@[:space:]]+([/?#]\S*)?$' or length(payload ->> 'url') > 2048 then
+    perform queue_pg.raise_invalid(field || '.url', 'must be an http or https URL, without user and password');
+  elsif jsonb_typeof(payload -> 'body') not in ('object', 'null') then
+    perform queue_pg.raise_invalid(field || '.body', 'must be an object: the batch is added to it');
+  elsif jsonb_typeof(payload -> 'secret_name') <> 'string' or length(payload ->> 'secret_name') not between 1 and 100 then
+    perform queue_pg.raise_invalid(field || '.secret_name', 'must be the name of a secret');
+  elsif jsonb_typeof(payload -> 'headers') <> 'object' or exists (
+    select from jsonb_each(case jsonb_typeof(payload -> 'headers') when 'object' then payload -> 'headers' else '{}' end) h
+    where jsonb_typeof(h.value) <> 'string') then
+    perform queue_pg.raise_invalid(field || '.headers', 'must be an object of strings');
+  end if;
+end
+$$;
+
 -- A callback is a job like one for submit_many(), without what makes no sense in it. Raises QP005 naming the field, so
 -- that the batch's end need not fail.
 create or replace function queue_pg.check_callback(field text, spec jsonb) returns void
@@ -130,7 +172,7 @@ begin
     return;
   end if;
   if jsonb_typeof(spec) <> 'object' or nullif(spec ->> 'kind', '') is null then
-    perform queue_pg.raise_invalid(field, 'must be a job: an object with a kind');
+    perform queue_pg.raise_invalid(field, 'must be a job, an object with a kind, or the URL of a webhook');
   end if;
   select k into v_unknown from jsonb_object_keys(spec) k
   where k not in ('kind', 'payload', 'queue', 'priority', 'delay_seconds', 'max_attempts', 'timeout_seconds', 'tags',
@@ -141,6 +183,9 @@ begin
   end if;
   if jsonb_typeof(spec -> 'payload') not in ('object', 'null') then
     perform queue_pg.raise_invalid(field || '.payload', 'must be an object: the batch is added to it');
+  end if;
+  if spec ->> 'kind' = 'webhook' then
+    perform queue_pg.check_webhook(field || '.payload', coalesce(nullif(spec -> 'payload', 'null'), '{}'));
   end if;
   if pg_column_size(spec) > 65536 then
     perform queue_pg.raise_invalid(field, 'must be at most 64 KiB');
@@ -160,19 +205,20 @@ exception when data_exception or check_violation then
 end
 $$;
 
--- Makes an open batch and returns its id. on_complete, on_failed and on_all are jobs like those for submit_many(); their
--- payload gets the batch as `batch`.
+-- Makes an open batch and returns its id. on_complete, on_failed, on_all and on_first_failed are jobs like those for
+-- submit_many(), whose payload gets the batch as `batch`, or the URL of a webhook as a JSON string.
 create or replace function queue_pg.create_batch(
   name text default null, on_complete jsonb default null, on_failed jsonb default null, on_all jsonb default null,
-  metadata jsonb default '{}', org text default 'default') returns uuid
+  metadata jsonb default '{}', org text default 'default', on_first_failed jsonb default null) returns uuid
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid := queue_pg.uuid7();
-  v_on_complete jsonb := nullif(create_batch.on_complete, 'null');
-  v_on_failed jsonb := nullif(create_batch.on_failed, 'null');
-  v_on_all jsonb := nullif(create_batch.on_all, 'null');
+  v_on_complete jsonb := queue_pg.callback_spec(create_batch.on_complete);
+  v_on_failed jsonb := queue_pg.callback_spec(create_batch.on_failed);
+  v_on_all jsonb := queue_pg.callback_spec(create_batch.on_all);
+  v_on_first_failed jsonb := queue_pg.callback_spec(create_batch.on_first_failed);
 begin
   if length(create_batch.name) not between 1 and 200 then
     perform queue_pg.raise_invalid('name', 'must have 1 to 200 characters');
@@ -180,9 +226,10 @@ begin
   perform queue_pg.check_callback('on_complete', v_on_complete);
   perform queue_pg.check_callback('on_failed', v_on_failed);
   perform queue_pg.check_callback('on_all', v_on_all);
-  insert into queue_pg.batches (id, org, name, on_complete, on_failed, on_all, metadata)
+  perform queue_pg.check_callback('on_first_failed', v_on_first_failed);
+  insert into queue_pg.batches (id, org, name, on_complete, on_failed, on_all, on_first_failed, metadata)
   values (v_id, coalesce(create_batch.org, 'default'), create_batch.name, v_on_complete, v_on_failed, v_on_all,
-    coalesce(nullif(create_batch.metadata, 'null'), '{}'));
+    v_on_first_failed, coalesce(nullif(create_batch.metadata, 'null'), '{}'));
   return v_id;
 end
 $$;

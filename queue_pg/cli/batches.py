@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.", show_default=False)]
 Callback = Annotated[
-    str | None, typer.Option(help="A kind, or a job as a JSON object, @file or -.", show_default=False)
+    str | None,
+    typer.Option(help="A kind, the URL of a webhook, or a job as a JSON object, @file or -.", show_default=False),
 ]
 
 
@@ -105,6 +106,7 @@ def create(
     on_complete: Callback = None,
     on_failed: Callback = None,
     on_all: Callback = None,
+    on_first_failed: Callback = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object that callbacks get; JSON, @file or -.")] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
@@ -116,6 +118,7 @@ def create(
             on_complete=_callback(on_complete, "on_complete"),
             on_failed=_callback(on_failed, "on_failed"),
             on_all=_callback(on_all, "on_all"),
+            on_first_failed=_callback(on_first_failed, "on_first_failed"),
             metadata=None if metadata is None else _object(metadata, "metadata"),
         )
     if as_json or _outer(context)[0]:
@@ -207,6 +210,9 @@ def _print(batch: Batch, *, as_json: bool) -> None:
             ("on complete", batch.on_complete),
             ("on failed", batch.on_failed),
             ("on all", batch.on_all),
+            ("on first failed", batch.on_first_failed),
+            ("first failed", batch.first_failed_at),
+            ("its callback", batch.first_failed_id),
             ("callbacks", [str(each) for each in batch.callback_ids]),
             ("callback error", None if batch.callback_error is None else printable(batch.callback_error)),
         ]

@@ -183,3 +183,62 @@ async def test_wrong_jobs_for_a_batch(client: httpx.AsyncClient) -> None:
     unknown = await client.post("/jobs", json={"kind": "load", "batch_id": str(uuid4())})
     assert (unknown.status_code, unknown.json()["field"]) == (422, "batch_id")
     assert (await client.get(f"/batches/{batch}")).json()["total"] == 0
+
+
+async def test_callbacks_by_url_and_at_the_first_failure(
+    client: httpx.AsyncClient, conn: psycopg.AsyncConnection
+) -> None:
+    url = "https://example.org/hooks"
+    made = await client.post(
+        "/batches",
+        json={
+            "on_first_failed": url,
+            "on_all": {"kind": "webhook", "payload": {"url": url, "secret_name": "crm"}, "max_attempts": 3},
+        },
+    )
+    assert made.status_code == 201, made.text
+    batch = made.json()
+    assert batch["on_first_failed"] == {
+        "kind": "webhook",
+        **{n: v for n, v in batch["on_first_failed"].items() if n != "kind"},
+    }
+    assert (batch["on_first_failed"]["payload"], batch["first_failed_at"], batch["first_failed_id"]) == (
+        {"url": url},
+        None,
+        None,
+    )
+    path = f"/batches/{batch['id']}"
+    await client.post(f"{path}/jobs", json=[{"kind": "load"}, {"kind": "load"}])
+    await end_jobs(conn, "discard", 1)
+    await conn.execute("select queue_pg.settle_batches()")
+    failing = (await client.get(path)).json()
+    answers.BatchAnswer.model_validate(failing)
+    told = (await client.get(f"/jobs/{failing['first_failed_id']}")).json()
+    assert (failing["state"], told["kind"], told["payload"]["url"]) == ("open", "webhook", url)
+    assert (told["payload"]["body"]["type"], told["payload"]["body"]["data"]["failed"]) == ("batch.first_failed", 1)
+    await end_jobs(conn, "complete")
+    await client.post(f"{path}/close")
+    done = (await client.get(path, params={"wait": 30})).json()
+    [callback] = done["callback_ids"]
+    last = (await client.get(f"/jobs/{callback}")).json()
+    assert (last["payload"]["secret_name"], last["max_attempts"]) == ("crm", 3)
+    assert last["payload"]["body"]["type"] == "batch.failed"
+
+
+@pytest.mark.parametrize(
+    ("callback", "field"),
+    [
+        ("report", "on_first_failed"),
+        ("", "on_first_failed"),
+        (5, "on_first_failed"),
+        ("ftp://x/", "on_first_failed"),
+        ("http://u:p@x/", "on_first_failed.payload.url"),
+        ("http://", "on_first_failed.payload.url"),
+        ({"kind": "webhook"}, "on_first_failed.payload.url"),
+        ({"kind": "webhook", "payload": {"url": "http://x/", "secret": "x"}}, "on_first_failed.payload.secret"),
+        ({"url": "http://x/"}, "on_first_failed.kind"),
+    ],
+)
+async def test_wrong_webhooks_are_named(client: httpx.AsyncClient, callback: Any, field: str) -> None:
+    answer = await client.post("/batches", json={"on_first_failed": callback})
+    assert (answer.status_code, answer.json()["field"]) == (422, field), answer.text

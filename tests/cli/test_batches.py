@@ -69,3 +69,21 @@ def test_refusals(cli: Any, argv: list[str], code: int, said: str) -> None:
     refused = cli(*argv)
     assert (refused.code, refused.out) == (code, "")
     assert said in refused.err
+
+
+def test_a_batch_that_calls_webhooks_back(cli: Any) -> None:
+    url = "https://example.org/hooks"
+    [batch] = cli(
+        "batches",
+        "create",
+        "--on-first-failed",
+        url,
+        "--on-all",
+        f'{{"kind": "webhook", "payload": {{"url": "{url}"}}}}',
+    ).ids
+    shown = cli("batch", batch, "--json").json
+    assert shown["on_first_failed"]["payload"] == shown["on_all"]["payload"] == {"url": url}
+    assert (shown["first_failed_at"], shown["first_failed_id"]) == (None, None)
+    assert "on first failed" in cli("batch", batch).out
+    refused = cli("batches", "create", "--on-all", "https://u:p@x/")
+    assert (refused.code, "on_all.payload.url" in refused.err) == (2, True)

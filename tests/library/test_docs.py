@@ -92,6 +92,13 @@ async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnectio
     assert found == [("closed", 3, 0)]
 
 
+async def test_the_sql_of_the_guide_to_webhooks_runs(conn: psycopg.AsyncConnection) -> None:
+    [block] = blocks("webhooks.md", "sql")
+    await conn.execute(block)
+    found = await (await conn.execute("select kind, payload -> 'body' from queue_pg.jobs")).fetchall()
+    assert found == [("webhook", {"hello": "world"})]
+
+
 async def test_the_sql_of_the_guide_to_templates_runs(conn: psycopg.AsyncConnection) -> None:
     for block in blocks("templates.md", "sql"):
         await conn.execute(block)
@@ -101,7 +108,7 @@ async def test_the_sql_of_the_guide_to_templates_runs(conn: psycopg.AsyncConnect
 
 PYTHON = [
     block
-    for guide in ("python", "templates", "batches", "dependencies", "events", "steps")
+    for guide in ("python", "templates", "batches", "dependencies", "events", "steps", "webhooks")
     for block in blocks(f"{guide}.md", "python")
 ]
 

@@ -77,6 +77,10 @@ def test_defaults() -> None:
         ("OPENAI_MODEL", "m", "openai_model", "m"),
         ("OLLAMA_HOST", "http://o:11434", "ollama_host", "http://o:11434"),
         ("OLLAMA_MODEL", "qwen", "ollama_model", "qwen"),
+        ("WEBHOOK_SECRET", "whsec_x", "webhook_secret", "whsec_x"),
+        ("WEBHOOK_SECRETS", "a=whsec_x", "webhook_secrets", "a=whsec_x"),
+        ("WEBHOOK_ALLOW_PRIVATE", "10.0.0.0/8, hooks", "webhook_allow_private", ["10.0.0.0/8", "hooks"]),
+        ("WEBHOOK_TIMEOUT", "5", "webhook_timeout_seconds", 5.0),
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
     ],
 )

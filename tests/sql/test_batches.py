@@ -427,6 +427,188 @@ async def test_jobs_deleted_by_hand_are_not_waited_for(conn: Connection) -> None
     assert await counts(conn, batch) == ("completed", 2, 2, 0, 0, 0)
 
 
+# --- the first failure ------------------------------------------------------------------------------------------------
+
+
+async def make_failing(conn: Connection, jobs: int, **fields: Any) -> UUID:
+    """An open batch that calls back at its first failure, and at a failed end."""
+    batch: UUID = await one(
+        conn,
+        'select queue_pg.create_batch(on_first_failed => %s::jsonb, on_failed => \'{"kind": "end"}\')',
+        fields.get("on_first_failed", '{"kind": "first"}'),
+    )
+    await conn.execute(
+        "insert into queue_pg.jobs (kind, batch_id) select 'k', %s from generate_series(1, %s)", (batch, jobs)
+    )
+    return batch
+
+
+async def test_the_first_failure_calls_back_at_once_and_once(conn: Connection) -> None:
+    batch = await make_failing(conn, 4)
+    await finish(conn, "complete")
+    await finish(conn, "cancel")
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == []
+    await finish(conn, "discard")
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first"]
+    stored, called = await one(conn, "select first_failed_id, callback_ids from queue_pg.batch(%s)", batch)
+    payload = await one(conn, "select payload -> 'batch' from queue_pg.jobs where id = %s", stored)
+    assert (payload["state"], payload["failed"], payload["completed"], called) == ("open", 1, 1, [])
+    await finish(conn, "discard")
+    await conn.execute("select queue_pg.close_batch(%s)", (batch,))
+    assert await one(conn, SETTLE) == 1
+    assert await submitted_callbacks(conn) == ["first", "end"]
+    assert await one(conn, "select first_failed_id from queue_pg.batch(%s)", batch) == stored
+
+
+async def test_attempts_that_are_retried_are_no_failure(conn: Connection) -> None:
+    await make_failing(conn, 1)
+    await finish(conn, "fail")
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == []
+
+
+async def test_a_failure_that_is_the_end_calls_both(conn: Connection) -> None:
+    batch = await make_failing(conn, 1)
+    await conn.execute("select queue_pg.close_batch(%s)", (batch,))
+    await finish(conn, "discard")
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first", "end"]
+
+
+async def test_each_run_has_a_first_failure_of_its_own(conn: Connection) -> None:
+    batch = await make_failing(conn, 3)
+    await conn.execute("select queue_pg.close_batch(%s)", (batch,))
+    ids = await finish(conn, "discard", 3)
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first", "end"]
+    # One of the three is put back: that the others failed in the run before is no news.
+    await conn.execute("select queue_pg.retry(%s)", (ids[0],))
+    await conn.execute(SETTLE)
+    assert await one(conn, "select (first_failed_at, first_failed_id) is null from queue_pg.batch(%s)", batch)
+    assert await submitted_callbacks(conn) == ["first", "end"]
+    await finish(conn, "complete")
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first", "end", "end"]
+    await conn.execute("select queue_pg.retry(%s)", (ids[1],))
+    await finish(conn, "discard")
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first", "end", "end", "first", "end"]
+
+
+async def test_a_retry_before_the_look_hides_no_failure(conn: Connection) -> None:
+    await make_failing(conn, 2)
+    ids = await finish(conn, "discard")
+    await conn.execute("select queue_pg.retry(%s)", (ids[0],))
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first"]
+
+
+async def test_the_first_failure_wakes_maintenance(conn: Connection, dsn: str) -> None:
+    await make_failing(conn, 3)
+    async with await Connection.connect(dsn, autocommit=True) as listener:
+        await listener.execute("listen queue_pg_due")
+
+        async def woken(outcome: str) -> bool:
+            # Armed, as a maintainer that waits has it.
+            await conn.execute("select queue_pg.maintain(arm => true)")
+            await finish(conn, outcome)
+            await listener.execute("select 1")
+            return [note async for note in listener.notifies(timeout=0)] != []
+
+        assert await woken("complete") is False
+        assert await woken("discard") is True
+        await conn.execute(SETTLE)
+        # The second is no news.
+        assert await woken("discard") is False
+
+
+async def test_many_who_settle_at_once_call_back_once(conn: Connection, dsn: str) -> None:
+    batches = [await make_failing(conn, 4) for _ in range(6)]
+
+    async def work() -> None:
+        async with await Connection.connect(dsn, autocommit=True) as own:
+            while await finish(own, "discard", 3):
+                await own.execute(SETTLE)
+
+    await asyncio.gather(*(work() for _ in range(4)))
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["first"] * len(batches)
+    assert await one(conn, "select count(distinct first_failed_id) from queue_pg.batches") == len(batches)
+
+
+async def test_a_first_callback_that_cannot_be_submitted_stays_to_be_seen(conn: Connection) -> None:
+    batch = await make_failing(conn, 1)
+    await conn.execute('update queue_pg.batches set on_first_failed = \'{"kind": 7, "priority": 99999}\'')
+    await finish(conn, "discard")
+    await conn.execute(SETTLE)
+    await conn.execute("select queue_pg.close_batch(%s)", (batch,))
+    await conn.execute(SETTLE)
+    why, seen = await one(conn, "select callback_error, first_failed_at is not null from queue_pg.batch(%s)", batch)
+    assert "smallint" in why
+    assert seen
+    # What stands beside it is submitted.
+    assert await submitted_callbacks(conn) == ["end"]
+
+
+# --- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_url_is_a_webhook(conn: Connection) -> None:
+    batch = await one(
+        conn,
+        "select queue_pg.create_batch('n', on_all => '\"https://x.example/a?b=1\"', on_complete => "
+        """'{"kind": "webhook", "payload": {"url": "HTTP://y", "secret_name": "s", "headers": {"a": "b"}, """
+        """"body": {"c": 1}}}',"""
+        "metadata => '{\"m\": 1}')",
+    )
+    await conn.execute("select queue_pg.close_batch(%s)", (batch,))
+    await conn.execute(SETTLE)
+    assert await submitted_callbacks(conn) == ["webhook", "webhook"]
+    own, plain = [row[0] for row in await rows(conn, "select payload from queue_pg.jobs order by id")]
+    assert plain.keys() == {"url", "body"}
+    assert plain["url"] == "https://x.example/a?b=1"
+    assert (plain["body"]["type"], plain["body"]["data"]["id"]) == ("batch.completed", str(batch))
+    assert plain["body"]["data"]["metadata"] == {"m": 1}
+    assert (own["secret_name"], own["headers"], own["body"]["c"]) == ("s", {"a": "b"}, 1)
+    assert own["body"]["data"] == plain["body"]["data"]
+    assert await one(
+        conn, "select now() - (payload #>> '{body,timestamp}')::timestamptz < '1 minute' from queue_pg.jobs limit 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("callback", "field"),
+    [
+        ('"report"', ".payload.url"),
+        ('"ftp://x/"', ".payload.url"),
+        ('"http://"', ".payload.url"),
+        ('"http://u:p@x/"', ".payload.url"),
+        ('"http://x/ y"', ".payload.url"),
+        ('{"kind": "webhook"}', ".payload.url"),
+        ('{"kind": "webhook", "payload": null}', ".payload.url"),
+        ('{"kind": "webhook", "payload": {"url": 5}}', ".payload.url"),
+        ('{"kind": "webhook", "payload": {"url": "http://x/", "secret": "whsec_x"}}', ".payload.secret"),
+        ('{"kind": "webhook", "payload": {"url": "http://x/", "body": [1]}}', ".payload.body"),
+        ('{"kind": "webhook", "payload": {"url": "http://x/", "headers": [1]}}', ".payload.headers"),
+        ('{"kind": "webhook", "payload": {"url": "http://x/", "headers": {"a": 1}}}', ".payload.headers"),
+        ('{"kind": "webhook", "payload": {"url": "http://x/", "secret_name": 1}}', ".payload.secret_name"),
+        ('{"kind": "webhook", "payload": {"url": "http://x/", "secret_name": ""}}', ".payload.secret_name"),
+        ('{"kind": "webhook", "payload": [1]}', ".payload"),
+    ],
+)
+@pytest.mark.parametrize("when", ["on_complete", "on_failed", "on_all", "on_first_failed"])
+async def test_a_webhook_that_could_not_be_delivered_is_refused_at_once(
+    conn: Connection, when: str, callback: str, field: str
+) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        await conn.execute(f"select queue_pg.create_batch({when} => %s::jsonb)", (callback,))
+    assert caught.value.sqlstate == "QP005"
+    assert f'"field": "{when}{field}"' in (caught.value.diag.message_detail or "")
+    assert await rows(conn, "select from queue_pg.batches") == []
+
+
 # --- as a whole -------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from queue_pg_workers.kinds import handlers_of
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.mock import MockProvider
 from queue_pg_workers.signals import Point, Signals
+from queue_pg_workers.webhooks.sender import WebhookSender
 from queue_pg_workers.worker import Worker
 
 from queue_pg import Queue
@@ -30,9 +31,9 @@ async def running(
     """Run a worker while the block lasts, stopped at its end unless it was."""
     config = {"grace_seconds": 5.0, **config}
     signals = Signals()
-    worker = Worker(
-        WorkerConfig(dsn=dsn, **config), handlers_of(tasks or Tasks(), provider or MockProvider()), signals=signals
-    )
+    made = WorkerConfig(dsn=dsn, **config)
+    sender = WebhookSender(made.webhooks)
+    worker = Worker(made, handlers_of(tasks or Tasks(), provider or MockProvider(), sender), signals=signals)
     with signals.listen("started") as started:
         running = asyncio.create_task(worker.run())
         first = asyncio.create_task(started.get())
@@ -46,6 +47,7 @@ async def running(
         worker.stop(now=True)
         await asyncio.wait({running}, timeout=PATIENCE_SECONDS)
         running.cancel()
+        await sender.aclose()
 
 
 async def soon(awaitable: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from queue_pg.models import InstanceDefaults
 from queue_pg.settings import Settings
 from queue_pg_workers.providers.choice import ProviderSettings
+from queue_pg_workers.webhooks.sender import WebhookSettings
 
 MAX_POLL_SECONDS = 1.0
 
@@ -36,6 +37,7 @@ class WorkerConfig:
     index: int | None = None
     log_level: str = "INFO"
     provider: ProviderSettings = field(default_factory=ProviderSettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     defaults: InstanceDefaults = field(default_factory=InstanceDefaults)
 
     def identity(self) -> str:
@@ -69,5 +71,11 @@ def from_settings(settings: Settings, *, dsn: str, target: str | None) -> Worker
             openai_model=settings.openai_model,
             ollama_host=settings.ollama_host,
             ollama_model=settings.ollama_model,
+        ),
+        webhooks=WebhookSettings(
+            secret=settings.webhook_secret,
+            secrets=settings.webhook_secrets,
+            allow_private=tuple(settings.webhook_allow_private),
+            timeout_seconds=settings.webhook_timeout_seconds,
         ),
     )

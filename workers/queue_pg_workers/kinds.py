@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
-from queue_pg.tasks import Task
-from queue_pg_workers.handlers import chat
+from queue_pg.tasks import Task, current_job
+from queue_pg_workers.handlers import chat, webhook
 from queue_pg_workers.providers.base import Provider
+from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
 
 
 class RunIn(StrEnum):
@@ -61,6 +62,34 @@ def chat_handler(provider: Provider) -> Handler:
     )
 
 
+def webhook_handler(sender: WebhookSender) -> Handler:
+    """Return the built-in handler of the kind `webhook`."""
+
+    async def run(payload: webhook.WebhookPayload) -> Any:
+        return await webhook.run_webhook(sender, payload, current_job().job_id)
+
+    def validate(payload: Any) -> Mapping[str, Any]:
+        try:
+            return {"payload": webhook.WebhookPayload.model_validate(payload)}
+        except ValidationError as error:
+            raise refusal(error) from None
+
+    return Handler(
+        kind=webhook.KIND,
+        fn=run,
+        validate=validate,
+        run_in=RunIn.LOOP,
+        spec={
+            "kind": webhook.KIND,
+            "schema": webhook.WebhookPayload.model_json_schema(),
+            "description": webhook.DESCRIPTION,
+            "max_attempts": webhook.MAX_ATTEMPTS,
+            "retry_base_seconds": webhook.RETRY_BASE_SECONDS,
+            "retry_cap_seconds": webhook.RETRY_CAP_SECONDS,
+        },
+    )
+
+
 def task_handler(task: Task[..., Any]) -> Handler:
     """Return the handler of a user's task."""
     run_in = RunIn.LOOP if task.is_async else RunIn(task.run_in)
@@ -74,7 +103,10 @@ def task_handler(task: Task[..., Any]) -> Handler:
     )
 
 
-def handlers_of(tasks: Iterable[Task[..., Any]], provider: Provider) -> dict[str, Handler]:
-    """Return handlers by kind: the built-in ones and the user's, whose own `chat` goes before ours."""
-    handlers = [chat_handler(provider), *(task_handler(task) for task in tasks)]
+def handlers_of(
+    tasks: Iterable[Task[..., Any]], provider: Provider, sender: WebhookSender | None = None
+) -> dict[str, Handler]:
+    """Return handlers by kind: the built-in ones and the user's, whose own `chat` or `webhook` go before ours."""
+    sender = sender or WebhookSender(WebhookSettings())
+    handlers = [chat_handler(provider), webhook_handler(sender), *(task_handler(task) for task in tasks)]
     return {handler.kind: handler for handler in handlers}

@@ -25,6 +25,7 @@ from queue_pg_workers.kinds import Handler
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.choice import ProviderSettings, make_provider
 from queue_pg_workers.target import load_handlers
+from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
 from queue_pg_workers.worker import CLEANUP_SECONDS, Worker
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ def work(config: WorkerConfig) -> int:
     os.environ["DATABASE_URL"] = config.dsn
     try:
         provider = make_provider(config.provider)
-        handlers = load_handlers(config.target, provider)
-        asyncio.run(_work(config, handlers, provider))
+        sender = WebhookSender(config.webhooks)
+        handlers = load_handlers(config.target, provider, sender)
+        asyncio.run(_work(config, handlers, provider, sender))
     except QueuePgError as error:
         print_error(error)
         return error.exit_code
@@ -82,10 +84,20 @@ def config_from_json(text: str) -> WorkerConfig:
     provider = ProviderSettings(**fields.pop("provider"))
     defaults = InstanceDefaults(**fields.pop("defaults"))
     queues = tuple(fields.pop("queues"))
-    return WorkerConfig(**fields, queues=queues, provider=provider, defaults=defaults)
+    webhooks: dict[str, Any] = fields.pop("webhooks")
+    allowed = tuple(webhooks.pop("allow_private"))
+    return WorkerConfig(
+        **fields,
+        queues=queues,
+        provider=provider,
+        defaults=defaults,
+        webhooks=WebhookSettings(**webhooks, allow_private=allowed),
+    )
 
 
-async def _work(config: WorkerConfig, handlers: Mapping[str, Handler], provider: Provider) -> None:
+async def _work(
+    config: WorkerConfig, handlers: Mapping[str, Handler], provider: Provider, sender: WebhookSender
+) -> None:
     worker = Worker(config, handlers)
     # What has been imported stays: the garbage collector need not walk through it while jobs run.
     gc.collect()
@@ -99,6 +111,8 @@ async def _work(config: WorkerConfig, handlers: Mapping[str, Handler], provider:
         _exit_within(EXIT_SECONDS)
         with contextlib.suppress(Exception):
             await asyncio.wait_for(provider.aclose(), 1)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(sender.aclose(), 1)
 
 
 class _OrderToStop:

@@ -13,11 +13,12 @@ from queue_pg.errors import ConfigError
 from queue_pg.tasks import Tasks, default_tasks
 from queue_pg_workers.kinds import Handler, handlers_of
 from queue_pg_workers.providers.base import Provider
+from queue_pg_workers.webhooks.sender import WebhookSender
 
 
-def load_handlers(target: str | None, provider: Provider) -> dict[str, Handler]:
+def load_handlers(target: str | None, provider: Provider, sender: WebhookSender | None = None) -> dict[str, Handler]:
     """Return all handlers of a worker by kind. Raise ConfigError, naming the module, when it cannot be imported."""
-    return handlers_of(load_tasks(target) if target else Tasks(), provider)
+    return handlers_of(load_tasks(target) if target else Tasks(), provider, sender)
 
 
 def load_tasks(target: str) -> Tasks:

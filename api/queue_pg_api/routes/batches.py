@@ -9,6 +9,7 @@ from uuid import UUID
 from starlette.responses import Response
 
 from queue_pg.batch_model import Batch, BatchAction
+from queue_pg.callbacks import WEBHOOK
 from queue_pg.errors import BatchNotFound, InvalidJob, WaitTimeout
 from queue_pg.models import NewJob
 from queue_pg_api.answers import BatchActionAnswer, BatchAnswer, BatchesAnswer, JobAnswer
@@ -43,14 +44,16 @@ ACTION_SECONDS = 20.0
 async def create_batch(call: Call[NoQuery, BatchBody]) -> Response:
     """Make an open batch. Jobs are added with `POST /batches/{id}/jobs` or their `batch_id`."""
     wanted = call.body
-    await call.service.kinds.check(
-        [(each.kind, each.queue) for each in (wanted.on_complete, wanted.on_failed, wanted.on_all) if each is not None]
-    )
+    callbacks = (wanted.on_complete, wanted.on_failed, wanted.on_all, wanted.on_first_failed)
+    # Every worker has the kind `webhook`.
+    named = [(each.kind, each.queue) for each in callbacks if each is not None and each.kind != WEBHOOK]
+    await call.service.kinds.check(named)
     made = await call.queue.create_batch(
         wanted.name,
         on_complete=_callback(wanted.on_complete),
         on_failed=_callback(wanted.on_failed),
         on_all=_callback(wanted.on_all),
+        on_first_failed=_callback(wanted.on_first_failed),
         metadata=wanted.metadata,
     )
     return json_response(batch_json(made), 201, headers={"location": call.url(f"/batches/{made.id}")})

@@ -92,13 +92,15 @@ def retry_after(headers: Mapping[str, str]) -> timedelta:
 
     Without a readable one: about ten seconds, jittered so that a throttled fleet does not come back as one.
     """
-    seconds = _asked_seconds({name.lower(): value for name, value in headers.items()})
+    seconds = asked_seconds(headers)
     if seconds is None:
         seconds = DEFAULT_RETRY_AFTER_SECONDS * random.uniform(0.75, 1.5)
     return timedelta(seconds=min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS))
 
 
-def _asked_seconds(headers: Mapping[str, str]) -> float | None:
+def asked_seconds(given: Mapping[str, str]) -> float | None:
+    """Return for how long `retry-after-ms` or `Retry-After` ask to wait, which may be negative; None: they don't."""
+    headers = {name.lower(): value for name, value in given.items()}
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit

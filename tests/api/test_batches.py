@@ -236,7 +236,7 @@ async def test_callbacks_by_url_and_at_the_first_failure(
         ("http://", "on_first_failed.payload.url"),
         ({"kind": "webhook"}, "on_first_failed.payload.url"),
         ({"kind": "webhook", "payload": {"url": "http://x/", "secret": "x"}}, "on_first_failed.payload.secret"),
-        ({"url": "http://x/"}, "on_first_failed.kind"),
+        ({"url": "http://x/"}, "on_first_failed.url"),
     ],
 )
 async def test_wrong_webhooks_are_named(client: httpx.AsyncClient, callback: Any, field: str) -> None:

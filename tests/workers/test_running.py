@@ -319,7 +319,11 @@ async def test_claims_only_kinds_it_knows_and_queues_it_serves(
     async with running(dsn, tasks, queues=("default", "second")) as worker:
         assert (await finished(queue, (await queue.submit("known", queue="second")).id)).state == "completed"
         [listed] = await queue.workers()
-        assert (listed.id, listed.kinds, listed.queues) == (worker.id, ["chat", "known"], ["default", "second"])
+        assert (listed.id, listed.kinds, listed.queues) == (
+            worker.id,
+            ["chat", "known", "webhook"],
+            ["default", "second"],
+        )
     assert (await row(conn, foreign_id))["state"] == "queued"
     assert (await row(conn, elsewhere.id))["state"] == "queued"
     assert await queue.workers() == []

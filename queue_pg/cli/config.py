@@ -21,12 +21,14 @@ def config(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
     With --json, `database_url` is usable (other programs connect with it); API keys stay masked.
     """
     from queue_pg.dsn import mask_dsn
+    from queue_pg.retired_settings import retired_variables
     from queue_pg.settings import describe
 
     settings = load_settings(database_url)
     embedded = embedded_dsn(settings.data_dir) if settings.database_url is None else None
     in_force = settings.database_url or embedded
     listed = describe(settings)
+    retired = retired_variables()
     if as_json:
         values = {item.name: item.value_masked for item in listed}
         print_json(
@@ -34,6 +36,7 @@ def config(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
                 **values,
                 "database_url": in_force,
                 "sources": {item.name: item.source for item in listed},
+                "without_effect": {item.name: item.instead for item in retired},
             }
         )
         return
@@ -46,3 +49,5 @@ def config(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
     print_table([Column("setting", whole=True), Column("value", wrap=True), Column("from", wrap=True)], rows, empty="")
     if in_force is None:
         sys.stderr.write(f"No database: DATABASE_URL is not set and no server runs in {settings.data_dir}.\n")
+    for item in retired:
+        sys.stderr.write(f"{item.name} ({item.place}) has no effect. {item.instead}\n")

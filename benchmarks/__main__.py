@@ -50,6 +50,8 @@ def _measure(names: Sequence[str], options: argparse.Namespace) -> int:
     failed = False
     WORKSHOP.mkdir(exist_ok=True)
     with running_server(WORKSHOP / "postgres") as server:
+        if not options.quick:
+            server.make_segments()
         bench = Bench(server, 1 if options.quick else options.runs, quick=options.quick, peers=not options.no_peers)
         for name in names:
             print(f"{name}: {MEASURES[name].TITLE}", file=sys.stderr)

@@ -12,6 +12,7 @@ from queue_pg_workers.looking import (
     STORM_HINTS,
     STORM_SECONDS,
     SUSTAINED_FINDS,
+    SUSTAINED_SINGLES,
     Looking,
 )
 
@@ -67,9 +68,24 @@ def test_dense_traffic_needs_no_notifications() -> None:
     assert [look(worker, 0)[0] for _ in range(2)] == [True, True]
 
 
-def test_jobs_one_by_one_leave_the_queue_armed() -> None:
+def test_jobs_one_by_one_as_fast_as_it_looks_need_no_notifications() -> None:
     worker = looking()
-    assert False not in [look(worker, 1)[0] for _ in range(10 * SUSTAINED_FINDS)]
+    arms = [look(worker, 1)[0] for _ in range(SUSTAINED_SINGLES + 1)]
+    assert arms == [True, *[None] * (SUSTAINED_SINGLES - 1), False]
+    assert worker.has_disarmed
+
+
+def test_jobs_one_by_one_with_pauses_leave_the_queue_armed() -> None:
+    worker = looking()
+    for _ in range(3):
+        assert False not in [look(worker, 1)[0] for _ in range(SUSTAINED_SINGLES - 1)]
+        look(worker, 0)
+    assert not worker.has_disarmed
+
+
+def test_slots_that_get_free_one_by_one_leave_the_queue_armed() -> None:
+    worker = looking()
+    assert False not in [look(worker, 1, room=1)[0] for _ in range(2 * SUSTAINED_SINGLES)]
     assert not worker.has_disarmed
 
 

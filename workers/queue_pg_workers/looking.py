@@ -22,6 +22,9 @@ MAX_FALLBACK_SECONDS: Final = 5.0
 # and there are so many that the hints would tax those who submit them.
 SUSTAINED_FINDS: Final = 3
 SEVERAL: Final = 2
+# The same of looks that found any, with room for more: jobs that come one by one, but as fast as we look. It may be our
+# notifications that keep them from coming faster, because commits that notify go one after the other.
+SUSTAINED_SINGLES: Final = 8
 # Empty looks in a row after which what was disarmed is armed again: bursts have pauses.
 LULL_LOOKS: Final = 3
 
@@ -46,8 +49,9 @@ class Looking:
         self._arms = False
         # Looks that found nothing since the last one that found something; the first look of all may arm.
         self._empty = _ARMED - 1
-        # Looks in a row that found several.
+        # Looks in a row that found several, and that found any and had room for more.
         self._finds = 0
+        self._singles = 0
         self._full = False
         # Looks in a row that a hint had asked for and that found nothing.
         self._vain = 0
@@ -61,7 +65,8 @@ class Looking:
 
     def arm(self, *, listening: bool) -> bool | None:
         """Return what the look that is due now tells `queue_pg.claim` as `arm`."""
-        disarms = listening and (self._finds >= SUSTAINED_FINDS or self._vain >= STORM_HINTS - 1)
+        dense = self._finds >= SUSTAINED_FINDS or self._singles >= SUSTAINED_SINGLES
+        disarms = listening and (dense or self._vain >= STORM_HINTS - 1)
         # What was disarmed is armed again at the first lull; what was not, is mostly armed anyway.
         self._arms = listening and not disarms and self._empty >= (LULL_LOOKS if self.has_disarmed else _ARMED) - 1
         self.has_disarmed = self.has_disarmed or disarms
@@ -72,12 +77,13 @@ class Looking:
         self._full = found >= room
         if found:
             self._finds = self._finds + 1 if found >= SEVERAL else 0
+            self._singles += not self._full
             self._empty = 0
             self._calm()
         else:
             # Only a look that finds nothing arms.
             self.has_disarmed = self.has_disarmed and not self._arms
-            self._finds = 0
+            self._finds = self._singles = 0
             self._empty = min(self._empty + 1, _CONFIRMED)
             self._vain += self._hinted
 

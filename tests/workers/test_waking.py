@@ -32,12 +32,14 @@ async def armed(conn: psycopg.AsyncConnection) -> bool:
 
 
 async def waiting(worker: Worker, conn: psycopg.AsyncConnection) -> None:
-    """Wait until a worker has armed its queue and looked once more."""
+    """Wait until a worker has armed its queue, looked once more, and would not look again."""
     assert await asyncio.to_thread(worker.wakeups.wait_listening, PATIENCE_SECONDS)
     async with emitted(worker, "idle") as idle:
-        while not await armed(conn):
-            await idle()
-        await idle()
+        # However far it has come, it looks and arms again, so that there is something to wait for.
+        await conn.execute("select pg_notify('queue_pg_wake', 'default')")
+        while await idle() < NEVER["poll_seconds"] / 2:
+            pass
+    assert await armed(conn)
 
 
 async def test_an_idle_worker_arms_its_queue_and_is_woken(

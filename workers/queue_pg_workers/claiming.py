@@ -115,7 +115,7 @@ class Claiming:
                 continue
             outage.over()
             if pause := self._looking.pause_seconds(listening=self._listening()):
-                self._signals.emit("idle")
+                self._signals.emit("idle", pause)
                 # Deaf to hints in a storm of them, not to the order to stop.
                 hinted = await wait(self._stop if self._looking.deaf else self._hint, pause)
                 self._looking.paused(hinted=hinted)

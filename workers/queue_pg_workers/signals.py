@@ -11,7 +11,7 @@ from typing import Any, Literal
 Point = Literal[
     "started",  # the worker is registered and claims
     "claimed",  # value: number of jobs of a claim that returned some
-    "idle",  # a claim returned less than asked for
+    "idle",  # a claim returned less than asked for; value: seconds until the next one, should no hint come
     "handler_started",  # value: job id
     "handler_interrupted",  # value: (job id, reason)
     "slot_freed",  # value: job id

@@ -49,5 +49,5 @@ def config(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
     print_table([Column("setting", whole=True), Column("value", wrap=True), Column("from", wrap=True)], rows, empty="")
     if in_force is None:
         sys.stderr.write(f"No database: DATABASE_URL is not set and no server runs in {settings.data_dir}.\n")
-    for item in retired:
-        sys.stderr.write(f"{item.name} ({item.place}) has no effect. {item.instead}\n")
+    for gone in retired:
+        sys.stderr.write(f"{gone.name} ({gone.place}) has no effect. {gone.instead}\n")

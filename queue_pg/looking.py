@@ -6,6 +6,7 @@ Postgres writes them, by their first characters: nothing is decoded, so no numbe
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from psycopg.rows import DictRow, dict_row
 from queue_pg import rows
 from queue_pg.client import Queue
 from queue_pg.errors import JobNotFound, TooSlow
-from queue_pg.models import Job
+from queue_pg.models import Job, JobState
 from queue_pg.statements import statement
 
 DOCUMENTS = ("payload", "result", "error", "metadata")
@@ -78,6 +79,49 @@ class SaidLook:
     text: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLook:
+    """A step of a job, with the first characters of its result. `waits`: the job waits for it now."""
+
+    name: str
+    type: str
+    timed_out: bool
+    until: datetime | None
+    attempt: int
+    begun_at: datetime
+    finished_at: datetime | None
+    waits: bool
+    result: Preview | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relative:
+    """A job of a family. `kind` and `state` are None when it is forgotten."""
+
+    id: UUID
+    kind: str | None
+    state: JobState | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """Whom a job of a family waits for, by what name, and how that one ended (None: it has not)."""
+
+    parent: UUID
+    child: UUID
+    name: str
+    on_unsuccessful: str
+    outcome: JobState | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The jobs around a job, the nearest; itself among them when there are any."""
+
+    relatives: Mapping[UUID, Relative]
+    edges: Sequence[Edge]
+
+
 @asynccontextmanager
 async def looking(queue: Queue, seconds: float) -> AsyncGenerator[AsyncConnection[Any]]:
     """Lend a connection on which no statement takes longer than `seconds`. Raises TooSlow when one would."""
@@ -131,11 +175,60 @@ async def look_events(
 
 
 async def look_said(
-    conn: AsyncConnection[Any], job_id: UUID, *, org: str | None, limit: int, characters: int = 4_000
+    conn: AsyncConnection[Any],
+    job_id: UUID,
+    *,
+    org: str | None,
+    limit: int,
+    stream: str | None = None,
+    characters: int = 4_000,
 ) -> list[SaidLook]:
-    """Return the newest of what the job's handler has said, oldest of them first."""
-    params = {"id": job_id, "org": org, "limit": limit, "characters": characters}
+    """Return the newest of what the job's handler has said, oldest of them first; with `stream` its lines alone."""
+    params = {"id": job_id, "org": org, "limit": limit, "stream": stream, "characters": characters}
     return [SaidLook(**row) for row in reversed(await _all(conn, "look_said", params))]
+
+
+async def look_steps(
+    conn: AsyncConnection[Any], job_id: UUID, *, org: str | None, limit: int, characters: int = 1_000
+) -> list[StepLook]:
+    """Return the newest steps of a job in the order in which they were begun."""
+    params = {"id": job_id, "org": org, "limit": limit, "characters": characters}
+    found = list(reversed(await _all(conn, "look_steps", params)))
+    for row in found:
+        row["result"] = preview(row["result"], row.pop("result_bytes"))
+    return [StepLook(**row) for row in found]
+
+
+async def look_family(conn: AsyncConnection[Any], job_id: UUID, *, org: str | None, limit: int) -> Family:
+    """Return whom a job waits for and who waits for it, and so on, up to `limit` edges either way."""
+    found = await _all(conn, "look_family", {"id": job_id, "org": org, "limit": limit})
+    if not found:
+        raise JobNotFound(job_id)
+    nodes, edges = json.loads(found[0]["nodes"]), json.loads(found[0]["edges"])
+    return Family(
+        relatives={
+            UUID(each["id"]): Relative(id=UUID(each["id"]), kind=each["kind"], state=_state(each["state"]))
+            for each in nodes
+        },
+        edges=[
+            Edge(
+                parent=UUID(each["parent"]),
+                child=UUID(each["child"]),
+                name=each["name"],
+                on_unsuccessful=each["on_unsuccessful"],
+                outcome=_state(each["outcome"]),
+            )
+            for each in edges
+        ],
+    )
+
+
+def _state(word: str | None) -> JobState | None:
+    return None if word is None else JobState(word)
+
+
+def preview(text: str | None, size: int | None) -> Preview | None:
+    return None if text is None or size is None else Preview(text, size)
 
 
 async def look_marks(conn: AsyncConnection[Any], ids: Sequence[UUID], *, org: str) -> dict[UUID, str]:

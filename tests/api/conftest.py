@@ -12,14 +12,18 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from queue_pg_api.app import create_app
 from queue_pg_api.server import Server, configure, listen
 from queue_pg_api.service import Service
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from queue_pg.settings import Settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # for tcp_proxy
+sys.path.insert(0, str(Path(__file__).parent))  # for tcp_proxy, page_reader and console_kit
+
+from console_kit import BROWSER, CHROMIUM, TIMEOUT
 
 MakeClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -108,3 +112,58 @@ def claim_one(client: httpx.AsyncClient) -> Callable[..., Awaitable[dict[str, An
         return job
 
     return claim
+
+
+@pytest.fixture(params=["", "/a/b"], ids=["at the root", "under a prefix"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def inner(dsn: str) -> Starlette:
+    return create_app(Settings.load(env_file=None, database_url=dsn, block_timeout_seconds=0.05))
+
+
+@pytest.fixture
+async def web(inner: Starlette, prefix: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser's requests to the console, mounted or not; addresses are complete paths."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with inner.state.service:
+            yield
+
+    outer = Starlette(routes=[Mount(prefix, inner)], lifespan=lifespan)
+    async with (
+        outer.router.lifespan_context(outer),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=outer), base_url="http://web", headers=BROWSER) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        await opened.close()
+
+
+@pytest.fixture
+async def context(browser: Browser, served: Any) -> AsyncIterator[BrowserContext]:
+    made = await browser.new_context(base_url=served.url, timezone_id="Asia/Tokyo", color_scheme="dark")
+    made.set_default_timeout(TIMEOUT)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def tab(context: BrowserContext) -> AsyncIterator[Page]:
+    """A tab; a fault in a script, or anything the policy forbids, fails the test."""
+    faults: list[str] = []
+    page = await context.new_page()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
+    yield page
+    await page.close()
+    assert faults == []

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,25 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import psycopg
 import pytest
+from console_kit import BROWSER, page_of, post, regions_of
 from page_reader import Element, read
-from queue_pg_api.app import create_app
 from queue_pg_api.pages import assets, figures, job, jobs, overview, queues, workers
 from queue_pg_api.pages.json_text import MAX_CHARACTERS, indented
-from queue_pg_api.pages.page import PATHS, Page
+from queue_pg_api.pages.page import Page
+from queue_pg_api.pages.places import PATHS
 from queue_pg_api.pages.templating import duration, visible
 from queue_pg_api.service import Service
 from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from queue_pg.client import Queue
 from queue_pg.models import JobState
-from queue_pg.settings import Settings
 
 ABSENT = "018f0000-0000-7000-8000-000000000000"
-BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 HOSTILE = '<script>alert("1")</script>\u202eevil\u2066'
 LISTS: list[Page] = [overview.page, jobs.page, queues.page, workers.page]
 SOURCES = Path(assets.__file__).parent
 
 MakeClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-@pytest.fixture(params=["", "/a/b"], ids=["at the root", "under a prefix"])
-def prefix(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def inner(dsn: str) -> Starlette:
-    return create_app(Settings.load(env_file=None, database_url=dsn, block_timeout_seconds=0.05))
 
 
 @pytest.fixture
@@ -54,67 +42,9 @@ def service(inner: Starlette) -> Service:
 
 
 @pytest.fixture
-async def web(inner: Starlette, prefix: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser's requests to the console, mounted or not; addresses are complete paths."""
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with inner.state.service:
-            yield
-
-    outer = Starlette(routes=[Mount(prefix, inner)], lifespan=lifespan)
-    async with (
-        outer.router.lifespan_context(outer),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=outer), base_url="http://web", headers=BROWSER) as client,
-    ):
-        yield client
-
-
-@pytest.fixture
 async def queue(dsn: str) -> AsyncIterator[Queue]:
     async with Queue(dsn) as opened:
         yield opened
-
-
-async def page_of(web: httpx.AsyncClient, address: str, prefix: str, status: int = 200) -> Element:
-    answer = await web.get(address)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["x-frame-options"] == "DENY"
-    assert answer.headers["cache-control"] == "no-store"
-    root = read(answer.text, prefix)
-    assert len(root.all("h1")) == 1
-    assert root.all("title")[0].text.endswith("queue-pg")
-    return root
-
-
-async def regions_of(web: httpx.AsyncClient, address: str, prefix: str, page: Page) -> dict[str, Element]:
-    """Fetch each region alone, which has to be drawn as it is in the page."""
-    whole = await page_of(web, address, prefix)
-    found: dict[str, Element] = {}
-    for region in page.regions:
-        separator = "&" if "?" in address else "?"
-        answer = await web.get(f"{address}{separator}part={region.name}")
-        assert answer.status_code == 200, answer.text
-        [section] = read(answer.text, prefix).children
-        [same] = whole.all("section", data_part=region.name)
-        assert (section.tag, section.attributes) == ("section", same.attributes)
-        assert steady(section) == steady(same)
-        found[region.name] = section
-    return found
-
-
-def steady(section: Element) -> str:
-    """Return the text without what time alone changes."""
-    return re.sub(r"[\d.]+ (ms|s)|\d+", "", section.text)
-
-
-async def post(web: httpx.AsyncClient, address: str, /, **fields: str) -> httpx.Response:
-    return await web.post(address, data=fields or {"": ""}, headers={"origin": "http://web"})
 
 
 async def run_one(queue: Queue, *, fail: bool = False, result: Any = None) -> str:

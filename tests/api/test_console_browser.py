@@ -6,76 +6,26 @@ The browser is the one that is installed: QUEUE_PG_TEST_CHROMIUM names it, else 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from console_kit import IN_CHROMIUM, TIMEOUT, live, live_less, shows
+from playwright.async_api import Browser, Page, expect
 from queue_pg_api.pages import pulse as pulse_module
 
 from queue_pg.client import Queue
 from queue_pg.models import JobState
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("QUEUE_PG_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name one in QUEUE_PG_TEST_CHROMIUM"
-    ),
-    pytest.mark.xdist_group("chromium"),
-]
-
-TIMEOUT = 20_000
-expect.set_options(timeout=TIMEOUT)
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture
 async def queue(dsn: str) -> AsyncIterator[Queue]:
     async with Queue(dsn) as opened:
         yield opened
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        await opened.close()
-
-
-@pytest.fixture
-async def context(browser: Browser, served: Any) -> AsyncIterator[BrowserContext]:
-    made = await browser.new_context(base_url=served.url, timezone_id="Asia/Tokyo", color_scheme="dark")
-    made.set_default_timeout(TIMEOUT)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def tab(context: BrowserContext) -> AsyncIterator[Page]:
-    """A tab; a fault in a script, or anything the policy forbids, fails the test."""
-    faults: list[str] = []
-    page = await context.new_page()
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
-    yield page
-    await page.close()
-    assert faults == []
-
-
-async def shows(tab: Page, how: str) -> None:
-    """Wait until the page follows by stream, or polls. By attribute: the policy forbids waiting by a function."""
-    await expect(tab.locator("html")).to_have_attribute("data-live", how)
-
-
-async def live(tab: Page, path: str) -> None:
-    await tab.goto(path)
-    await shows(tab, "stream")
 
 
 async def test_lists_and_counts_follow(tab: Page, queue: Queue) -> None:
@@ -205,11 +155,6 @@ async def test_create_now_and_at_a_time_of_the_visitors_clock(tab: Page, queue: 
     job = await queue.get(urlsplit(tab.url).path.rpartition("/")[2])
     assert (job.kind, job.payload) == ("resize", {"n": 1})
     assert job.run_at == datetime(2999, 1, 1, 18, 4, tzinfo=UTC)  # Tokyo is nine hours ahead
-
-
-async def live_less(tab: Page, path: str) -> None:
-    await tab.goto(path)
-    await expect(tab.locator("html")).to_have_class("scripted")
 
 
 async def test_cancel_retry_and_pause(tab: Page, queue: Queue) -> None:

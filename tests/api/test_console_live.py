@@ -6,16 +6,20 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from queue_pg_api.pages import figures as figures_module
 from queue_pg_api.pages import pulse as pulse_module
-from queue_pg_api.pages.pulse import MAX_VIEWERS, Pulse, TooManyViewers
+from queue_pg_api.pages.figures import Figures
+from queue_pg_api.pages.pulse import MAX_VIEWERS, Pulse, Rest, TooManyViewers
 
 from queue_pg.client import Queue
 from queue_pg.errors import DatabaseUnavailable, TooSlow
+from queue_pg.models import NewJob
 
 LONG = 20
 
@@ -80,6 +84,34 @@ async def test_who_watches_hears_of_every_change(served: Any, queue: Queue) -> N
         await lists.topics_until("queues")
 
 
+async def test_lists_batches_and_families_are_followed(served: Any, queue: Queue) -> None:
+    batch = await queue.create_batch("b")
+    parent = await queue.submit("chat")
+    topics = ("schedules", "limits", "batches", f"batch:{batch.id}", f"family:{parent.id}", f"family:{uuid4()}")
+    async with watching(served.url, *topics) as stream:
+        await queue.schedule("s", "report", cron="0 9 * * *")
+        assert await stream.topics_until("schedules") == {"schedules"}
+        await queue.run_schedule_now("s")
+        assert await stream.topics_until("schedules") == {"schedules"}
+        await queue.set_limit("queue", "q", max_running=1)
+        assert await stream.topics_until("limits") == {"limits"}
+        child = await queue.chain(parent.id, NewJob(kind="report"))
+        assert await stream.topics_until(f"family:{parent.id}") == {f"family:{parent.id}"}
+        await queue.cancel(child.id)
+        assert await stream.topics_until(f"family:{parent.id}") == {f"family:{parent.id}"}
+        await queue.submit("load", batch_id=batch.id)
+        assert await stream.topics_until("batches", f"batch:{batch.id}") == {"batches", f"batch:{batch.id}"}
+
+
+async def test_steps_and_artifacts_of_a_job_are_followed(served: Any, queue: Queue) -> None:
+    submitted = await queue.submit("chat")
+    async with watching(served.url, f"job:{submitted.id}") as stream:
+        await queue.put_artifact(submitted.id, "a.txt", b"x")
+        await stream.topics_until(f"job:{submitted.id}")
+        await queue.signal(submitted.id, "go")
+        await stream.topics_until(f"job:{submitted.id}")
+
+
 async def test_workers_and_jobs_that_are_not_there(served: Any, queue: Queue) -> None:
     async with watching(served.url, "workers", f"job:{uuid4()}") as stream, queue.connection() as conn:
         await conn.execute(
@@ -131,7 +163,7 @@ async def test_too_many_are_sent_away(served: Any, monkeypatch: pytest.MonkeyPat
         "topic=job:1",
         "topic=job:",
         "&".join(["topic=jobs"] * 21),
-        f"topic=batch:{UUID(int=7)}",
+        f"topic=thing:{UUID(int=7)}",
     ],
 )
 async def test_wrong_topics_are_refused(client: httpx.AsyncClient, query: str) -> None:
@@ -237,6 +269,51 @@ async def test_a_look_that_fails_is_taken_again_later(
     looks.fault, looks.marks = None, {"jobs": "2"}
     pulse.kick()
     assert await viewer.wait(LONG, FOREVER) == ["jobs"]
+
+
+async def test_one_slow_look_may_be_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds one look up (a connection to open, a busy machine) must not keep all pages still for long."""
+    rest = Rest()
+    assert [rest.after(took) for took in (1.0, 0.01, 0.01)] == [0, 0.2, 0.2]
+    assert [rest.after(took) for took in (1.0, 2.0, 2.0)] == [0.2, 20, 40]
+    rests: list[float] = []
+
+    async def recorded(timeout: float, *events: asyncio.Event) -> None:
+        rests.append(timeout)
+        if len(rests) == 3:
+            stopping.set()
+
+    clock = iter([0, 1, 2, 4, 5, 5])
+    monkeypatch.setattr(pulse_module, "wait_any", recorded)
+    monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stopping = asyncio.Event()
+    pulse = Pulse(Looks(), stopping)
+    viewer = pulse.enter(["jobs"])
+    task = pulse._task
+    assert task is not None
+    await asyncio.wait([task])
+    pulse.leave(viewer)
+    assert rests == [pulse_module.INTERVAL_SECONDS, 20, pulse_module.INTERVAL_SECONDS]
+
+
+async def test_a_slow_connection_is_no_slow_look(served: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts are looked at again soon, however long the first look waited for its connection."""
+    figures = served.service.figures
+    real, now = Figures.looking, [0.0]
+
+    @asynccontextmanager
+    async def opened_slowly(self: Figures) -> AsyncGenerator[Any]:
+        async with real(self) as conn:
+            now[0] += 5
+            yield conn
+
+    monkeypatch.setattr(Figures, "looking", opened_slowly)
+    monkeypatch.setattr(figures_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for _ in range(2):
+        await figures.overview()
+        now[0] += figures_module.FRESH_SECONDS
+    await queue.submit("chat")
+    assert (await figures.overview()).totals["queued"] == 1
 
 
 async def test_viewers_are_bounded(pulse: Pulse) -> None:

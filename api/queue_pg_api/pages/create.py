@@ -13,7 +13,7 @@ from queue_pg.models import KindInfo
 from queue_pg.payloads import parse_json
 from queue_pg_api.bodies import check_model
 from queue_pg_api.errors import ApiError, invalid, translate
-from queue_pg_api.pages.forms import read_form
+from queue_pg_api.pages.forms import check_fields, read_form, words
 from queue_pg_api.pages.page import Page, Visit
 from queue_pg_api.rendering import json_or_mark
 from queue_pg_api.schemas import PRIORITY_NAMES, SubmitBody
@@ -31,24 +31,11 @@ DEFAULTS = {"mode": "prompt", "queue": "default", "priority": "normal", "when": 
 
 def to_submission(form: dict[str, str], max_payload_bytes: int) -> SubmitBody:
     """Make what the API takes of what the form says. Raises ApiError naming the field."""
-    unknown = [name for name in form if name not in FIELDS]
-    if unknown:
-        raise invalid(unknown[0][:60], "is no field of this form")
+    check_fields(form, FIELDS)
     body: dict[str, Any] = {name: form[name] for name in ("queue", "priority", "unique_key") if name in form}
-    if form.get("mode", "prompt") == "prompt":
-        if not form.get("prompt", "").strip():
-            raise invalid("prompt", "is empty; say what the model is to do")
-        body |= {"kind": "chat", "payload": {"prompt": form["prompt"]}}
-        if "model" in form:
-            body["payload"]["model"] = form["model"].strip()
-    else:
-        if "kind" not in form:
-            raise invalid("kind", "is empty; say which handler is to run the job")
-        text = form.get("payload", "{}")
-        body["kind"] = form["kind"].strip()
-        body["payload"] = parse_json(text.encode("utf-8"), field="payload", max_bytes=max_payload_bytes)
+    body |= job_of(form, max_payload_bytes)
     if "tags" in form:
-        body["tags"] = [tag.strip() for tag in form["tags"].split(",") if tag.strip()]
+        body["tags"] = words(form["tags"])
     if "max_attempts" in form:
         body["max_attempts"] = _number(form, "max_attempts")
     match form.get("when", "now"):
@@ -57,13 +44,32 @@ def to_submission(form: dict[str, str], max_payload_bytes: int) -> SubmitBody:
         case "in":
             body["delay_seconds"] = _number(form, "delay") * UNITS.get(form.get("unit", "min"), 60)
         case "at":
-            # With scripts the browser sends run_at, which knows the visitor's time zone; without, the form says UTC.
-            if "at" not in form:
-                raise invalid("at", "is empty; say when the job is to start")
-            body["run_at"] = form.get("run_at") or form["at"] + (":00Z" if len(form["at"]) == 16 else "Z")
+            body["run_at"] = moment_of(form)
         case _:
             raise invalid("when", "should be now, in or at")
     return check_model(SubmitBody, body)
+
+
+def job_of(form: dict[str, str], max_payload_bytes: int) -> dict[str, Any]:
+    """Return kind and payload as the form says them: a prompt for a chat model, or any."""
+    if form.get("mode", "prompt") == "prompt":
+        if not form.get("prompt", "").strip():
+            raise invalid("prompt", "is empty; say what the model is to do")
+        payload = {"prompt": form["prompt"]}
+        if "model" in form:
+            payload["model"] = form["model"].strip()
+        return {"kind": "chat", "payload": payload}
+    if "kind" not in form:
+        raise invalid("kind", "is empty; say which handler is to run the job")
+    text = form.get("payload", "{}").encode("utf-8")
+    return {"kind": form["kind"].strip(), "payload": parse_json(text, field="payload", max_bytes=max_payload_bytes)}
+
+
+def moment_of(form: dict[str, str]) -> str:
+    """Return the time in the field `at`: with scripts as `run_at`, which knows the visitor's zone, else as UTC."""
+    if "at" not in form:
+        raise invalid("at", "is empty; say at what time")
+    return form.get("run_at") or form["at"] + (":00Z" if len(form["at"]) == 16 else "Z")
 
 
 def _number(form: dict[str, str], field: str) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
@@ -18,15 +18,21 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from queue_pg import store
+from queue_pg import batch_store, limit_store, store
 from queue_pg.client import Queue
-from queue_pg.looking import look_marks, looking, now
+from queue_pg.errors import JobNotFound
+from queue_pg.look_plans import look_schedules_mark
+from queue_pg.looking import look_family, look_marks, looking, now
 from queue_pg.models import QueueStats
-from queue_pg_api.pages.pulse import REST, Pulse
+from queue_pg_api.pages.pulse import Pulse, Rest
 
 LOOK_SECONDS = 2.0
 FRESH_SECONDS = 0.4
 CONNECTIONS = 3
+# Of the jobs around a job, those it waits for and those that wait for it; more make no picture.
+MAX_EDGES = 60
+# Of the lists that may be long.
+WATCHED = 100
 COUNTED_STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
 # Lists change whenever a job changes its state, and then so does a count.
 COUNT_TOPICS = frozenset({"jobs", "queues"})
@@ -58,6 +64,7 @@ class Figures:
         self._lock = asyncio.Lock()
         self._overview: Overview | None = None
         self._fresh_until = float("-inf")
+        self._rest = Rest()
         self.pulse = Pulse(self._look, stopping)
 
     async def close(self) -> None:
@@ -70,14 +77,14 @@ class Figures:
             yield conn
 
     async def overview(self) -> Overview:
-        """Return the queues, not older than FRESH_SECONDS, or than the rest that follows a slow look."""
+        """Return the queues, not older than FRESH_SECONDS, or than the rest that follows slow looks."""
         async with self._lock:  # whoever waited for another's look takes its answer
             if self._overview is None or time.monotonic() >= self._fresh_until:
-                began = time.monotonic()
                 async with self.looking() as conn:
+                    began = time.monotonic()  # having a connection, which may have had to be opened, or to become free
                     self._overview = Overview(await store.queue_stats(conn, org=self._queue.org), await now(conn))
                 ended = time.monotonic()
-                self._fresh_until = ended + max(FRESH_SECONDS, (ended - began) * REST)
+                self._fresh_until = ended + max(FRESH_SECONDS, self._rest.after(ended - began))
             return self._overview
 
     def changed(self) -> None:
@@ -90,14 +97,49 @@ class Figures:
         if COUNT_TOPICS.intersection(topics):
             mark = (await self.overview()).mark
             marks |= dict.fromkeys(COUNT_TOPICS, mark)
-        ids = [UUID(topic.removeprefix("job:")) for topic in topics if topic.startswith("job:")]
         async with self.looking() as conn:
-            if "workers" in topics:
-                marks["workers"] = _digest([astuple(each) for each in await store.workers(conn)])
-            if ids:
-                found = await look_marks(conn, ids, org=self._queue.org or "default")
+            for topic in LISTS.keys() & topics:
+                marks[topic] = _digest(await LISTS[topic](conn, self._org))
+            if ids := _ids("job", topics):
+                found = await look_marks(conn, ids, org=self._org)
                 marks |= {f"job:{job_id}": mark for job_id, mark in found.items()}
+            for job_id in _ids("family", topics):
+                with suppress(JobNotFound):
+                    family = await look_family(conn, job_id, org=self._org, limit=MAX_EDGES)
+                    marks[f"family:{job_id}"] = _digest((family.relatives, family.edges))
+            for batch_id in _ids("batch", topics):
+                marks[f"batch:{batch_id}"] = _digest(
+                    await batch_store.get_batch(conn, batch_id, org=self._org, with_states=False)
+                )
         return marks
+
+    @property
+    def _org(self) -> str:
+        return self._queue.org or "default"
+
+
+def _ids(name: str, topics: Collection[str]) -> list[UUID]:
+    return [UUID(topic.partition(":")[2]) for topic in topics if topic.startswith(f"{name}:")]
+
+
+async def _workers(conn: AsyncConnection[Any], _: str) -> object:
+    return await store.workers(conn)
+
+
+async def _schedules(conn: AsyncConnection[Any], org: str) -> object:
+    return await look_schedules_mark(conn, org=org)
+
+
+async def _batches(conn: AsyncConnection[Any], org: str) -> object:
+    return await batch_store.list_batches(conn, limit=WATCHED, org=org)
+
+
+async def _limits(conn: AsyncConnection[Any], org: str) -> object:
+    return await limit_store.limits(conn, org=org, limit=WATCHED)
+
+
+# What of a list is watched for changes. Of batches and limits the first ones; those behind them change with the jobs.
+LISTS = {"workers": _workers, "schedules": _schedules, "batches": _batches, "limits": _limits}
 
 
 def _digest(value: object) -> str:

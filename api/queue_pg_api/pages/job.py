@@ -8,19 +8,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from starlette.responses import Response
 
-from queue_pg import store
-from queue_pg.looking import EventLook, JobLook, SaidLook, look_events, look_job, look_said
+from queue_pg import artifact_store, store
+from queue_pg.looking import (
+    EventLook,
+    JobLook,
+    SaidLook,
+    look_events,
+    look_family,
+    look_job,
+    look_said,
+    look_steps,
+)
 from queue_pg.models import JobState
 from queue_pg_api.errors import invalid
-from queue_pg_api.pages.forms import read_form
+from queue_pg_api.pages.family import draw
+from queue_pg_api.pages.figures import MAX_EDGES
+from queue_pg_api.pages.json_text import indented
 from queue_pg_api.pages.page import Context, Page, Region, Visit
+from queue_pg_api.pages.templating import visible
 
 PREVIEW_CHARACTERS = 4_096
 MAX_EVENTS = 200
 MAX_SAID = 300
+MAX_STEPS = 100
+MAX_ARTIFACTS = 200
+MAX_STREAM = 64
 RETRIABLE = frozenset({JobState.FAILED, JobState.CANCELLED})
 
 
@@ -39,6 +55,20 @@ class Moment:
     ahead: bool = False
 
 
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One run of the job: who ran it, how it ended, and why. What is not stored is None."""
+
+    key: str
+    number: str
+    worker: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    how: str = "runs"
+    code: str | None = None
+    message: str | None = None
+
+
 async def _look(visit: Visit, *documents: str) -> JobLook:
     async with visit.figures.looking() as conn:
         return await look_job(
@@ -51,14 +81,31 @@ async def headline(visit: Visit) -> Context:
         look = await look_job(conn, visit.job_id, org=visit.queue.org)
         job = look.job
         why = [] if job.finished else await store.why_waiting(conn, job.id, org=visit.queue.org)
-    return {"job": job, "look": look, "now": look.now, "why": why, "retriable": job.state in RETRIABLE}
+        retriable = job.state in RETRIABLE
+        stepped = retriable and await look_steps(conn, job.id, org=visit.queue.org, limit=1, characters=0)
+    return {
+        "job": job,
+        "look": look,
+        "now": look.now,
+        "why": why,
+        "retriable": retriable,
+        "stepped": stepped,
+        "retry": visit.form("retry", max_attempts=""),
+    }
 
 
 async def timeline(visit: Visit) -> Context:
     async with visit.figures.looking() as conn:
         look = await look_job(conn, visit.job_id, org=visit.queue.org)
         events = await look_events(conn, look.job.id, org=visit.queue.org, limit=MAX_EVENTS)
-    return {"moments": moments(look, events), "now": look.now, "cut": len(events) == MAX_EVENTS, "job": look.job}
+    found = moments(look, events)
+    return {
+        "moments": found,
+        "attempts": attempts(found),
+        "now": look.now,
+        "cut": len(events) == MAX_EVENTS,
+        "job": look.job,
+    }
 
 
 async def result(visit: Visit) -> Context:
@@ -69,8 +116,24 @@ async def result(visit: Visit) -> Context:
 async def output(visit: Visit) -> Context:
     async with visit.figures.looking() as conn:
         look = await look_job(conn, visit.job_id, org=visit.queue.org)
-        said = await look_said(conn, look.job.id, org=visit.queue.org, limit=MAX_SAID)
-    return {"job": look.job, "said": joined(said), "cut": len(said) == MAX_SAID}
+        stream = _stream(visit)
+        said = await look_said(conn, look.job.id, org=visit.queue.org, limit=MAX_SAID, stream=stream)
+    streams = {name for name in (stream, *(each.stream for each in said)) if name}
+    return {
+        "job": look.job,
+        "said": joined(said),
+        "cut": len(said) == MAX_SAID,
+        "stream": stream,
+        "streams": sorted(streams) if stream or len(streams) > 1 else [],
+    }
+
+
+def _stream(visit: Visit) -> str | None:
+    """Return the one stream of log lines that is asked for, None for everything."""
+    stream = visit.request.query_params.get("stream", "")
+    if len(stream) > MAX_STREAM or "\x00" in stream:
+        raise invalid("stream", f"should be the name of one, at most {MAX_STREAM} characters")
+    return stream or None
 
 
 def joined(said: Sequence[SaidLook]) -> list[SaidLook]:
@@ -92,6 +155,42 @@ def _text(said: SaidLook) -> str:
 async def payload(visit: Visit) -> Context:
     look = await _look(visit, "payload", "metadata")
     return {"job": look.job, "previews": look.previews, "documents": ("payload", "metadata")}
+
+
+async def steps(visit: Visit) -> Context:
+    async with visit.figures.looking() as conn:
+        look = await look_job(conn, visit.job_id, org=visit.queue.org)
+        found = await look_steps(conn, look.job.id, org=visit.queue.org, limit=MAX_STEPS)
+    return {
+        "job": look.job,
+        "steps": found,
+        "now": look.now,
+        "cut": len(found) == MAX_STEPS,
+        "signal": visit.form("signal", name="", payload=""),
+    }
+
+
+async def artifacts(visit: Visit) -> Context:
+    async with visit.figures.looking() as conn:
+        found = await artifact_store.list_artifacts(conn, visit.job_id, org=visit.queue.org)
+        look = await look_job(conn, visit.job_id, org=visit.queue.org)
+    return {"job": look.job, "artifacts": found[:MAX_ARTIFACTS], "count": len(found), "now": look.now}
+
+
+async def family(visit: Visit) -> Context:
+    async with visit.figures.looking() as conn:
+        found = await look_family(conn, visit.job_id, org=visit.queue.org, limit=MAX_EDGES)
+    own = visit.job_id
+    return {
+        "own": own,
+        "parents": [edge for edge in found.edges if edge.child == own],
+        "children": [edge for edge in found.edges if edge.parent == own],
+        "relatives": found.relatives,
+        "picture": draw(found),
+        "cut": len(found.edges) >= MAX_EDGES,
+        # The others change without this job.
+        "more_topics": ("family:{id}",) if found.edges else (),
+    }
 
 
 async def details(visit: Visit) -> Context:
@@ -148,37 +247,66 @@ def moments(look: JobLook, events: Sequence[EventLook]) -> list[Moment]:
     return sorted(found, key=lambda each: (each.at, each.key != "submitted", each.key == "ended"))
 
 
-async def cancel(visit: Visit) -> Response:
-    form = await read_form(visit.request)
-    await visit.queue.cancel(visit.job_id, form.get("reason", "Cancelled in the console.")[:2_000])
-    return _back(visit)
+def attempts(found: Sequence[Moment]) -> list[Attempt]:
+    """Return the runs that the timeline tells of, in order; those that went straight to the end have no trouble."""
+    runs: list[Attempt] = []
+    for moment in found:
+        if moment.attempt is None or moment.what in {"submitted", "due"}:
+            continue
+        if moment.what == "started" or not runs or runs[-1].ended_at is not None:
+            runs.append(Attempt(key=moment.key, number=moment.attempt, worker=moment.worker))
+        run = runs[-1]
+        if moment.what == "started":
+            run.started_at = moment.at
+        else:
+            run.ended_at, run.how, run.code, run.message = moment.at, moment.what, moment.code, moment.message
+            run.worker = run.worker or moment.worker
+    return runs
 
 
-async def retry(visit: Visit) -> Response:
-    form = await read_form(visit.request)
-    text = form.get("max_attempts")
-    if text is not None and not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 1_000):
-        raise invalid("max_attempts", "should be a number from 1 to 1,000")
-    await visit.queue.retry(visit.job_id, None if text is None else int(text))
-    return _back(visit)
+def editable(look: JobLook) -> str | None:
+    """Return the payload as a field can hold it; None: it is too long, or holds what a field would not show."""
+    preview = look.previews["payload"]
+    text = indented(preview.text)
+    return text if preview.whole and visible(text) == text else None
 
 
-def _back(visit: Visit) -> Response:
-    visit.figures.changed()
-    return visit.redirect(visit.url("job", id=visit.job_id))
+class JobPage(Page):
+    """A job, with the forms that make another one of it. They are no region: no refresh comes near them."""
 
+    async def show(self, visit: Visit, status: int = 200, **context: Any) -> Response:
+        look = await _look(visit, "payload")
+        payload = editable(look)
+        return await Page.show(
+            self,
+            visit,
+            status,
+            job=look.job,
+            chain=visit.form("chain", prompt=CHAINED, model="", queue=look.job.queue, on_unsuccessful="cancel"),
+            rerun=visit.form("rerun", model="", queue=look.job.queue, payload=payload),
+            editable=payload is not None,
+            **context,
+        )
+
+
+# Chat jobs answer with a text; what others leave is written as JSON.
+CHAINED = "{{ parents.parent.output.text }}"
 
 TOPICS = ("job:{id}",)
 
-page = Page(
+page = JobPage(
     name="job",
     title="Job",
     template="job.html",
+    section="jobs",
     regions=[
         # What it waits for changes with the queues and the workers.
         Region(name="headline", label="State", load=headline, topics=(*TOPICS, "queues", "workers")),
         Region(name="timeline", label="Timeline", load=timeline, topics=TOPICS),
+        Region(name="steps", label="Steps", load=steps, topics=TOPICS),
+        Region(name="family", label="Parents and children", load=family, topics=TOPICS),
         Region(name="output", label="Output and logs", load=output, topics=TOPICS),
+        Region(name="artifacts", label="Artifacts", load=artifacts, topics=TOPICS),
         Region(name="result", label="Result", load=result, topics=TOPICS),
         Region(name="payload", label="Payload", load=payload),
         Region(name="details", label="Details", load=details, topics=TOPICS),

@@ -9,19 +9,20 @@ write its template in templates/parts/, a function that loads its data, and a `R
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from queue_pg.errors import TooSlow
+from queue_pg.errors import QueuePgError, TooSlow
 from queue_pg_api.endpoints import parse_job_id
-from queue_pg_api.errors import not_found
+from queue_pg_api.errors import ApiError, not_found
 from queue_pg_api.pages.assets import version
+from queue_pg_api.pages.forms import MAX_FIELDS, FormState, Refused, read_form, refusal_of
+from queue_pg_api.pages.places import NAVIGATION, address
 from queue_pg_api.pages.templating import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -46,31 +47,15 @@ HEADERS = {
     "vary": "accept",
 }
 
-PATHS = {
-    "overview": "/",
-    "jobs": "/console/jobs",
-    "job": "/console/jobs/{id}",
-    "cancel": "/console/jobs/{id}/cancel",
-    "retry": "/console/jobs/{id}/retry",
-    "new": "/console/new",
-    "queues": "/console/queues",
-    "pause": "/console/queues/pause",
-    "resume": "/console/queues/resume",
-    "workers": "/console/workers",
-    "events": "/console/events",
-    "asset": "/console/static/{version}/{name}",
-    "api_job": "/jobs/{id}",
-    "docs": "/docs",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request for a page: on whose behalf, and where the app is mounted."""
+    """One request for a page: on whose behalf, where the app is mounted, and the form that it was refused."""
 
     request: Request
     service: Service
     org: str
+    refused: Refused | None = None
 
     @property
     def queue(self) -> Queue:
@@ -86,9 +71,16 @@ class Visit:
 
     def url(self, name: str, query: Mapping[str, object] | None = None, /, **params: object) -> str:
         """Return the path of a page where this app is mounted; query values that are empty are left out."""
-        path = str(self.request.scope.get("root_path", "")) + PATHS[name].format(**params)
-        pairs = [(key, str(value)) for key, value in (query or {}).items() if value not in (None, "")]
-        return f"{path}?{urlencode(pairs)}" if pairs else path
+        return address(str(self.request.scope.get("root_path", "")), name, query or {}, params)
+
+    def form(self, name: str, /, **defaults: object) -> FormState:
+        """Return what a form is to show: its defaults, or what was in it when it was refused."""
+        values = {key: "" if value is None else str(value) for key, value in defaults.items()}
+        if self.refused is None or self.refused.form != name:
+            return FormState(values)
+        # A field that was emptied stays empty; browsers send it, and read_form leaves it out.
+        given = {**dict.fromkeys(values, ""), **self.refused.values}
+        return FormState(given, self.refused.detail, self.refused.field)
 
     def asset(self, name: str) -> str:
         return self.url("asset", version=version(), name=name)
@@ -103,7 +95,9 @@ class Visit:
         return HTMLResponse(self.markup(template, **context), status, headers={**HEADERS, **(headers or {})})
 
     def markup(self, template: str, /, **context: Any) -> Markup:
-        text = ENVIRONMENT.get_template(template).render(visit=self, url=self.url, asset=self.asset, **context)
+        text = ENVIRONMENT.get_template(template).render(
+            visit=self, url=self.url, asset=self.asset, navigation=NAVIGATION, **context
+        )
         return Markup(text)  # noqa: S704 - the environment has escaped everything in it
 
 
@@ -115,7 +109,8 @@ Load = Callable[[Visit], Awaitable[Context]]
 class Region:
     """A part of a page that is fetched again by itself. Its template is `parts/<name>.html`.
 
-    `topics` may hold `{id}`, the id in the path. Without topics it is fetched only with the page.
+    `topics` may hold `{id}`, the id in the path; what is loaded may add `more_topics`. Without topics it is fetched
+    only with the page.
     """
 
     name: str
@@ -126,11 +121,12 @@ class Region:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page of the console; called with a visit it answers."""
+    """A page of the console; called with a visit it answers. `section` is where in the navigation it belongs."""
 
     name: str
     title: str
     template: str
+    section: str = ""
     regions: Sequence[Region] = field(default=())
 
     async def __call__(self, visit: Visit) -> Response:
@@ -144,15 +140,43 @@ class Page:
 
     async def show(self, visit: Visit, status: int = 200, **context: Any) -> Response:
         """Answer with the whole page."""
-        parts = {region.name: await self._draw(visit, region) for region in self.regions}
-        return visit.render(self.template, status, page=self, parts=parts, **context)
+        return visit.render(self.template, status, page=self, parts=await self.parts(visit), **context)
+
+    async def parts(self, visit: Visit) -> dict[str, Markup]:
+        """Draw all regions."""
+        return {region.name: await self._draw(visit, region) for region in self.regions}
+
+    async def take(
+        self,
+        visit: Visit,
+        form: str | None,
+        act: Callable[[dict[str, str]], Awaitable[str]],
+        *,
+        max_fields: int = MAX_FIELDS,
+    ) -> Response:
+        """Do what a form asks for and go where `act` says; what is refused comes back in the form, in this page.
+
+        A form that has nothing to put right has no name: None.
+        """
+        values = await read_form(visit.request, max_fields)
+        try:
+            address = await act(values)
+        except (ApiError, QueuePgError) as error:
+            if form is None:
+                raise
+            refused = refusal_of(form, values, error)
+            return await self.show(replace(visit, refused=refused), refused.status)
+        visit.figures.changed()
+        return visit.redirect(address)
 
     async def _draw(self, visit: Visit, region: Region) -> Markup:
-        template = f"parts/{region.name}.html"
+        template, slow = f"parts/{region.name}.html", False
+        context: dict[str, Any]
         try:
-            context = await region.load(visit)
+            context = {**await region.load(visit)}
         except TooSlow as error:
-            # The others may have their answers; this one says what to do.
-            template, context = "parts/too_slow.html", {"error": error}
-        topics = [topic.format(id=visit.request.path_params.get("id", "")) for topic in region.topics]
-        return visit.markup("region.html", region=region, topics=topics, part_template=template, **context)
+            # The others may have their answers; this one says what to do. A page that shows an older one keeps that.
+            template, context, slow = "parts/too_slow.html", {"error": error}, True
+        followed: list[str] = [*region.topics, *context.get("more_topics", ())]
+        topics = [topic.format(id=visit.request.path_params.get("id", "")) for topic in followed]
+        return visit.markup("region.html", region=region, topics=topics, part_template=template, slow=slow, **context)

@@ -1,8 +1,8 @@
 """What has changed, for all who watch the console: one look at the database for all of them, now and then.
 
-A viewer names topics (`jobs`, `queues`, `workers`, `job:<id>`) and is told which of them have changed; it then fetches
-what it shows of them. Nobody watching, nobody looks. A look that takes long is taken less often, so that watching a big
-queue takes a twentieth of the time at most.
+A viewer names topics (`jobs`, `queues`, `job:<id>`; all are in stream.py) and is told which of them have changed; it
+then fetches what it shows of them. Nobody watching, nobody looks. Looks that take long are taken less often, so that
+watching a big queue takes a twentieth of the time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,22 @@ SLOW_SECONDS = 30.0
 MAX_VIEWERS = 200
 
 Look = Callable[[Collection[str]], Awaitable[Mapping[str, str]]]
+
+
+class Rest:
+    """How long to rest after each look, by the time it took.
+
+    One slow look may be chance: a connection that was opened for it, a machine that had other things to do. After a
+    second one in a row it is the queue that is big.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0.0
+
+    def after(self, took: float) -> float:
+        rest = REST * min(took, self._before)
+        self._before = took
+        return rest
 
 
 class TooManyViewers(Exception):
@@ -58,6 +74,7 @@ class Pulse:
         self._seen: dict[str, str | None] = {}
         self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._rest = Rest()
 
     @property
     def viewers(self) -> int:
@@ -95,8 +112,8 @@ class Pulse:
             self._kicked.clear()
             began = time.monotonic()
             pause = await self._look_once()
-            took = time.monotonic() - began
-            await wait_any(max(pause, took * REST), self._kicked, self._stopping)
+            rest = self._rest.after(time.monotonic() - began)
+            await wait_any(max(pause, rest), self._kicked, self._stopping)
         self._seen.clear()
 
     async def _look_once(self) -> float:

@@ -7,7 +7,17 @@ from http import HTTPStatus
 
 from starlette.responses import HTMLResponse, Response
 
-from queue_pg.errors import DatabaseUnavailable, InvalidTransition, JobNotFound, QueuePgError, TooSlow
+from queue_pg.errors import (
+    BatchNotFound,
+    DatabaseUnavailable,
+    InvalidTransition,
+    JobNotFound,
+    LimitNotFound,
+    QueuePgError,
+    ScheduleNotFound,
+    TemplateNotFound,
+    TooSlow,
+)
 from queue_pg_api.errors import RETRY_AFTER_SECONDS, ApiError, translate
 from queue_pg_api.pages.page import HEADERS, Visit
 
@@ -46,6 +56,14 @@ def _title(error: Exception, refusal: ApiError) -> str:
             return "This took too long"
         case JobNotFound():
             return "No such job"
+        case BatchNotFound():
+            return "No such batch"
+        case ScheduleNotFound():
+            return "No such schedule"
+        case TemplateNotFound():
+            return "No such template"
+        case LimitNotFound():
+            return "No such limit"
         case InvalidTransition():
             return "Not in this state"
         case _:

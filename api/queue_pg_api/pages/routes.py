@@ -14,9 +14,24 @@ from starlette.types import Scope
 from queue_pg_api.access import SAFE_METHODS, acting_org, refuse_cross_origin
 from queue_pg_api.endpoints import CLIENT_GONE
 from queue_pg_api.errors import ApiError, not_found
-from queue_pg_api.pages import create, job, jobs, overview, queues, stream, workers
+from queue_pg_api.pages import (
+    batches,
+    create,
+    job,
+    job_forms,
+    job_templates,
+    jobs,
+    limits,
+    new_schedule,
+    overview,
+    queues,
+    schedules,
+    stream,
+    workers,
+)
 from queue_pg_api.pages.assets import asset
-from queue_pg_api.pages.page import HEADERS, PATHS, Visit
+from queue_pg_api.pages.page import HEADERS, Visit
+from queue_pg_api.pages.places import PATHS
 from queue_pg_api.pages.refusals import error_page
 
 if TYPE_CHECKING:
@@ -57,12 +72,26 @@ def console_routes(service: Service) -> list[BaseRoute]:
         Route(PATHS["asset"], asset_or_refusal(service), methods=["GET"]),
         route(PATHS["jobs"], get=jobs.page),
         route(PATHS["job"], get=job.page),
-        route(PATHS["cancel"], post=job.cancel),
-        route(PATHS["retry"], post=job.retry),
+        route(PATHS["cancel"], post=job_forms.cancel),
+        route(PATHS["retry"], post=job_forms.retry),
+        route(PATHS["signal"], post=job_forms.signal),
+        route(PATHS["chain"], post=job_forms.chain),
+        route(PATHS["rerun"], post=job_forms.rerun),
         route(PATHS["new"], get=create.page, post=create.submit),
+        route(PATHS["new_schedule"], get=new_schedule.page, post=new_schedule.submit),
+        route(PATHS["batches"], get=batches.page),
+        route(PATHS["batch"], get=batches.detail),
+        route(PATHS["batch_act"], post=batches.act),
+        route(PATHS["schedules"], get=schedules.page),
+        route(PATHS["schedule"], get=schedules.detail),
+        route(PATHS["schedule_act"], post=schedules.act),
+        route(PATHS["templates"], get=job_templates.page),
+        route(PATHS["template"], get=job_templates.detail, post=job_templates.submit),
         route(PATHS["queues"], get=queues.page),
         route(PATHS["pause"], post=queues.pause),
         route(PATHS["resume"], post=queues.resume),
+        route(PATHS["limits"], get=limits.page),
+        route(PATHS["limit_act"], post=limits.act),
         route(PATHS["workers"], get=workers.page),
         route(PATHS["events"], get=stream.events),
         route("/console", get=_home),

@@ -15,7 +15,9 @@ from queue_pg_api.pages.page import HEADERS, Visit
 from queue_pg_api.pages.pulse import MAX_VIEWERS, Pulse, TooManyViewers, Viewer, wait_any
 
 MAX_TOPICS = 20
-TOPICS = frozenset({"jobs", "queues", "workers"})
+TOPICS = frozenset({"jobs", "queues", "workers", "schedules", "batches", "limits"})
+# Of one job or batch, by its id.
+TOPICS_OF_ONE = ("job", "family", "batch")
 # So that neither a proxy nor we keep a connection whose other end has gone.
 ALIVE_SECONDS = 15.0
 READY_SECONDS = 10.0
@@ -30,14 +32,15 @@ def topics_of(visit: Visit) -> frozenset[str]:
 
 
 def _checked(topic: str) -> str:
-    name, _, job_id = topic.partition(":")
-    if name == "job" and len(job_id) == 36:
+    name, _, one_id = topic.partition(":")
+    if name in TOPICS_OF_ONE and len(one_id) == 36:
         try:
-            return f"job:{UUID(job_id)}"
+            return f"{name}:{UUID(one_id)}"
         except ValueError:
             pass
     if topic not in TOPICS:
-        raise invalid("topic", f"should be one of {', '.join(sorted(TOPICS))}, or job:<id>")
+        of_one = ", ".join(f"{name}:<id>" for name in TOPICS_OF_ONE)
+        raise invalid("topic", f"should be one of {', '.join(sorted(TOPICS))}, or {of_one}")
     return topic
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -88,12 +90,28 @@ def clock(value: datetime) -> Markup:
     return Markup('<time datetime="{}">{} UTC</time>').format(found.isoformat().replace("+00:00", "Z"), shown)
 
 
+def fire(value: datetime, zone: str) -> Markup:
+    """Show when a schedule fires, by the clocks of its zone and those of UTC."""
+    found = value.astimezone(UTC)
+    there = ""
+    if zone != "UTC":
+        with suppress(ValueError, OSError, KeyError):  # the database knows zones that this machine does not
+            there = value.astimezone(ZoneInfo(zone)).strftime("%a %Y-%m-%d %H:%M %Z, ")
+    iso = found.isoformat().replace("+00:00", "Z")
+    shown = found.strftime("%H:%M:%S UTC" if there else "%a %Y-%m-%d %H:%M:%S UTC")
+    return Markup('<time datetime="{}">{}{}</time>').format(iso, there, shown)
+
+
 def state(value: object) -> Markup:
     """Show a state by colour, sign and word."""
     name = str(value)
     return Markup('<span class="state state-{}"><span aria-hidden="true">{}</span> {}</span>').format(
         name, STATE_SIGNS.get(name, "•"), name
     )
+
+
+def sign(value: object) -> str:
+    return STATE_SIGNS.get(str(value), "•")
 
 
 def make_environment() -> Environment:
@@ -113,6 +131,8 @@ def make_environment() -> Environment:
         "moment": moment,
         "clock": clock,
         "state": state,
+        "sign": sign,
+        "fire": fire,
         "indented": indented,
     }
     environment.filters.update(filters)

@@ -16,6 +16,7 @@ export class Live {
     this.say = say;
     this.on = true;
     this.stream = null;
+    this.followed = "";
     this.timers = {};
     this.wanted = new Set();
     this.fetching = new Set();
@@ -54,6 +55,7 @@ export class Live {
   open() {
     clearTimeout(this.timers.again);
     const url = new URL(document.documentElement.dataset.events, location.href);
+    this.followed = this.topics().join(" ");
     for (const topic of this.topics()) url.searchParams.append("topic", topic);
     const stream = new EventSource(url);
     this.stream = stream;
@@ -125,6 +127,12 @@ export class Live {
       this.say("Not up to date: the server does not answer. Trying again.");
     }
     this.fetching.delete(name);
+    const drawn = html && new DOMParser().parseFromString(html, "text/html").body.firstElementChild;
+    if (drawn && "slow" in drawn.dataset && !("slow" in region.dataset)) {
+      // What is shown stays: it has the reader's place and focus in it.
+      this.say(`Not up to date: ${drawn.textContent.trim()}`);
+      html = null;
+    }
     if (html === null) {
       // Tried again soon, also while the stream is open.
       this.later(name, POLL);
@@ -132,12 +140,13 @@ export class Live {
       this.later(name, BUSY_AGAIN);
     } else {
       this.say(null);
-      const drawn = new DOMParser().parseFromString(html, "text/html").body.firstElementChild;
       const follows = atEnd(region.querySelector("[data-follow]"));
       if (drawn) morph(region, drawn);
       const box = region.querySelector("[data-follow]");
       if (box && follows) box.scrollTop = box.scrollHeight;
       document.dispatchEvent(new CustomEvent("drawn", { detail: name }));
+      // What is shown now may have to be followed by more than what was.
+      if (this.stream && this.followed !== this.topics().join(" ")) this.update();
       if (this.wanted.has(name)) await this.renew(name);
     }
   }

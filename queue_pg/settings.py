@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     # LISTEN alone, where DATABASE_URL goes through a pooler that drops notifications.
     database_url: str | None = _from("DATABASE_URL", secret=True)
     listen_database_url: str | None = _from("LISTEN_DATABASE_URL", secret=True)
-    data_dir: Path = _from("QUEUE_PG_DATA_DIR", default=Path(".data/postgres"))
+    data_dir: Path = _from("QUEUE_PG_DATA_DIR", "ZDB_DATA", default=Path(".data/postgres"))
     pool_size: int = _from("POOL_SIZE", default=10, ge=1, le=1000)
     notify: bool = _from("QUEUE_PG_NOTIFY", default=True)
     org: str = _from("DEFAULT_ORG", "ZDEFAULT_ORG_ID", default="default", min_length=1, max_length=200)
@@ -85,6 +85,27 @@ class Settings(BaseSettings):
     webhook_secrets: str | None = _from("WEBHOOK_SECRETS", secret=True)
     webhook_allow_private: list[str] = _from("WEBHOOK_ALLOW_PRIVATE", default=[])
     webhook_timeout_seconds: float = _from("WEBHOOK_TIMEOUT", default=30.0, gt=0, le=600)
+
+    # Kind `command`. Without QUEUE_PG_COMMANDS a worker runs none. A limit of 0 is none; docs/commands.md.
+    commands: str | None = _from("QUEUE_PG_COMMANDS")
+    command_mode: Literal["local", "docker", "custom"] = _from("COMMAND_MODE", "ZWORKER_MODE", default="local")
+    command_class: str | None = _from("COMMAND_CLASS", pattern=r"^[\w.]+:[\w.]+$")
+    command_temp_dir: Path | None = _from("COMMAND_TEMP_DIR", "ZWORKER_TEMP_DIR")
+    command_user: str | None = _from("COMMAND_USER", min_length=1)
+    command_grace_seconds: float = _from("COMMAND_GRACE_SECONDS", default=2.0, ge=0, le=60)
+    command_max_log_bytes: int = _from("COMMAND_MAX_LOG_BYTES", default=10 * MIB, ge=0, le=1024 * MIB)
+    command_max_log_lines: int = _from("COMMAND_MAX_LOG_LINES", default=20_000, ge=0, le=10_000_000)
+    command_max_artifacts: int = _from("COMMAND_MAX_ARTIFACTS", default=100, ge=0, le=10_000)
+    command_max_artifact_bytes: int = _from("COMMAND_MAX_ARTIFACT_BYTES", default=1024 * MIB, ge=0, le=2**50)
+    command_max_workspace_bytes: int = _from("COMMAND_MAX_WORKSPACE_BYTES", default=4096 * MIB, ge=0, le=2**50)
+    command_cpu_seconds: int = _from("COMMAND_CPU_SECONDS", default=3_600, ge=0, le=31_536_000)
+    command_memory_bytes: int = _from("COMMAND_MEMORY_BYTES", default=4096 * MIB, ge=0, le=2**50)
+    command_file_bytes: int = _from("COMMAND_FILE_BYTES", default=1024 * MIB, ge=0, le=2**50)
+    command_open_files: int = _from("COMMAND_OPEN_FILES", default=1_024, ge=0, le=1_048_576)
+    command_processes: int = _from("COMMAND_PROCESSES", default=4_096, ge=0, le=4_194_304)
+    command_image: str | None = _from("COMMAND_IMAGE", pattern="^[^-]")
+    command_network: str = _from("COMMAND_NETWORK", default="none", pattern="^[^-]")
+    command_cpus: float = _from("COMMAND_CPUS", default=1.0, ge=0, le=10_000)
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _from("LOG_LEVEL", default="INFO")
 

@@ -23,6 +23,7 @@ BROKEN_PIPE = 141
 # Command -> module with a `register(app)`. A module is imported when one of its commands is asked for.
 BUILT_IN = {
     "submit": "submit",
+    "run": "run",
     "get": "jobs",
     "wait": "jobs",
     "list": "jobs",

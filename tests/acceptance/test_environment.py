@@ -35,6 +35,9 @@ HONOURED: list[tuple[str, str, str, str, Any]] = [
     ("ZBrain", "ZBRAIN_DEFAULT_TIMEOUT", "300", "default_timeout_seconds", 300.0),
     ("ZBrain", "ZWORKER_CONCURRENCY", "4", "worker_concurrency", 4),
     ("ZBrain", "ZDEFAULT_ORG_ID", "default", "org", "default"),
+    ("ZBrain", "ZDB_DATA", "/var/lib/zdb", "data_dir", Path("/var/lib/zdb")),
+    ("ZBrain", "ZWORKER_MODE", "docker", "command_mode", "docker"),
+    ("ZBrain", "ZWORKER_TEMP_DIR", "/var/tmp/zworker", "command_temp_dir", Path("/var/tmp/zworker")),  # noqa: S108
     ("Vinci4D", "DATABASE_URL", "postgresql+psycopg://app:app@localhost:5432/app", "database_url",
      "postgresql://app:app@localhost:5432/app"),
     ("Vinci4D", "LLM_PROVIDER", "openai", "llm_provider", "openai"),

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
+from queue_pg_workers.commands.runner import CommandRunner
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.kinds import handlers_of
 from queue_pg_workers.providers.base import Provider
@@ -26,14 +27,20 @@ PATIENCE_SECONDS = 20.0
 
 @asynccontextmanager
 async def running(
-    dsn: str, tasks: Tasks | None = None, *, provider: Provider | None = None, **config: Any
+    dsn: str,
+    tasks: Tasks | None = None,
+    *,
+    provider: Provider | None = None,
+    commands: CommandRunner | None = None,
+    **config: Any,
 ) -> AsyncGenerator[Worker]:
     """Run a worker while the block lasts, stopped at its end unless it was."""
     config = {"grace_seconds": 5.0, **config}
     signals = Signals()
     made = WorkerConfig(dsn=dsn, **config)
     sender = WebhookSender(made.webhooks)
-    worker = Worker(made, handlers_of(tasks or Tasks(), provider or MockProvider(), sender), signals=signals)
+    handlers = handlers_of(tasks or Tasks(), provider or MockProvider(), sender, commands)
+    worker = Worker(made, handlers, signals=signals)
     with signals.listen("started") as started:
         running = asyncio.create_task(worker.run())
         first = asyncio.create_task(started.get())

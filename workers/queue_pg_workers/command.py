@@ -21,7 +21,7 @@ def worker(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODULE[:TASKS]]", help="Module with your tasks; without it only the built-in kind `chat` is run."
+            metavar="[MODULE[:TASKS]]", help="Module with your tasks; without it only the built-in kinds are run."
         ),
     ] = None,
     queues: Annotated[
@@ -52,6 +52,7 @@ def worker(
         grace_seconds=grace,
     )
     # Imported late: `queue-pg --help` shall not wait for what only a worker needs.
+    from queue_pg_workers.commands.hiding import hide_process
     from queue_pg_workers.config import from_settings
     from queue_pg_workers.main import work
     from queue_pg_workers.supervisor import supervise
@@ -59,6 +60,9 @@ def worker(
     config = from_settings(settings, dsn=find_database(settings), target=target)
     if settings.worker_processes == 1 and not reload:
         raise typer.Exit(work(config))
+    if settings.commands is not None:
+        # Our environment is that of the processes below us.
+        hide_process()
     configs = [
         replace(config, index=index if settings.worker_processes > 1 else None)
         for index in range(settings.worker_processes)

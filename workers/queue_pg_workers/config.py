@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from queue_pg.models import InstanceDefaults
 from queue_pg.settings import Settings
+from queue_pg_workers.commands.settings import CommandSettings
 from queue_pg_workers.providers.choice import ProviderSettings
 from queue_pg_workers.webhooks.sender import WebhookSettings
 
@@ -38,6 +39,7 @@ class WorkerConfig:
     log_level: str = "INFO"
     provider: ProviderSettings = field(default_factory=ProviderSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    commands: CommandSettings = field(default_factory=CommandSettings)
     defaults: InstanceDefaults = field(default_factory=InstanceDefaults)
 
     def identity(self) -> str:
@@ -77,5 +79,26 @@ def from_settings(settings: Settings, *, dsn: str, target: str | None) -> Worker
             secrets=settings.webhook_secrets,
             allow_private=tuple(settings.webhook_allow_private),
             timeout_seconds=settings.webhook_timeout_seconds,
+        ),
+        commands=CommandSettings(
+            commands=settings.commands,
+            mode=settings.command_mode,
+            mode_class=settings.command_class,
+            temp_dir=None if settings.command_temp_dir is None else str(settings.command_temp_dir.absolute()),
+            user=settings.command_user,
+            grace_seconds=settings.command_grace_seconds,
+            max_log_bytes=settings.command_max_log_bytes,
+            max_log_lines=settings.command_max_log_lines,
+            max_artifacts=settings.command_max_artifacts,
+            max_artifact_bytes=settings.command_max_artifact_bytes,
+            max_workspace_bytes=settings.command_max_workspace_bytes,
+            cpu_seconds=settings.command_cpu_seconds,
+            memory_bytes=settings.command_memory_bytes,
+            file_bytes=settings.command_file_bytes,
+            open_files=settings.command_open_files,
+            processes=settings.command_processes,
+            image=settings.command_image,
+            network=settings.command_network,
+            cpus=settings.command_cpus,
         ),
     )

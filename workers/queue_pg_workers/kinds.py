@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
 from queue_pg.tasks import Task, current_job
-from queue_pg_workers.handlers import chat, webhook
+from queue_pg_workers.commands.runner import CommandRunner
+from queue_pg_workers.handlers import chat, command, webhook
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
 
@@ -47,19 +48,16 @@ def chat_handler(provider: Provider) -> Handler:
     async def run(payload: chat.ChatPayload) -> Any:
         return await chat.run_chat(provider, payload)
 
-    def validate(payload: Any) -> Mapping[str, Any]:
-        try:
-            return {"payload": chat.ChatPayload.model_validate(payload)}
-        except ValidationError as error:
-            raise refusal(error) from None
+    return _built_in(chat.KIND, run, chat.ChatPayload, chat.DESCRIPTION)
 
-    return Handler(
-        kind=chat.KIND,
-        fn=run,
-        validate=validate,
-        run_in=RunIn.LOOP,
-        spec={"kind": chat.KIND, "schema": chat.ChatPayload.model_json_schema(), "description": chat.DESCRIPTION},
-    )
+
+def command_handler(runner: CommandRunner) -> Handler:
+    """Return the built-in handler of the kind `command`."""
+
+    async def run(payload: command.CommandPayload) -> Any:
+        return await command.run_command(runner, payload)
+
+    return _built_in(command.KIND, run, command.CommandPayload, command.DESCRIPTION)
 
 
 def webhook_handler(sender: WebhookSender) -> Handler:
@@ -68,26 +66,26 @@ def webhook_handler(sender: WebhookSender) -> Handler:
     async def run(payload: webhook.WebhookPayload) -> Any:
         return await webhook.run_webhook(sender, payload, current_job().job_id)
 
+    return _built_in(
+        webhook.KIND,
+        run,
+        webhook.WebhookPayload,
+        webhook.DESCRIPTION,
+        max_attempts=webhook.MAX_ATTEMPTS,
+        retry_base_seconds=webhook.RETRY_BASE_SECONDS,
+        retry_cap_seconds=webhook.RETRY_CAP_SECONDS,
+    )
+
+
+def _built_in(kind: str, run: Callable[..., Any], model: type[BaseModel], description: str, **policy: float) -> Handler:
     def validate(payload: Any) -> Mapping[str, Any]:
         try:
-            return {"payload": webhook.WebhookPayload.model_validate(payload)}
+            return {"payload": model.model_validate(payload)}
         except ValidationError as error:
             raise refusal(error) from None
 
-    return Handler(
-        kind=webhook.KIND,
-        fn=run,
-        validate=validate,
-        run_in=RunIn.LOOP,
-        spec={
-            "kind": webhook.KIND,
-            "schema": webhook.WebhookPayload.model_json_schema(),
-            "description": webhook.DESCRIPTION,
-            "max_attempts": webhook.MAX_ATTEMPTS,
-            "retry_base_seconds": webhook.RETRY_BASE_SECONDS,
-            "retry_cap_seconds": webhook.RETRY_CAP_SECONDS,
-        },
-    )
+    spec = {"kind": kind, "schema": model.model_json_schema(), "description": description, **policy}
+    return Handler(kind=kind, fn=run, validate=validate, run_in=RunIn.LOOP, spec=spec)
 
 
 def task_handler(task: Task[..., Any]) -> Handler:
@@ -104,9 +102,17 @@ def task_handler(task: Task[..., Any]) -> Handler:
 
 
 def handlers_of(
-    tasks: Iterable[Task[..., Any]], provider: Provider, sender: WebhookSender | None = None
+    tasks: Iterable[Task[..., Any]],
+    provider: Provider,
+    sender: WebhookSender | None = None,
+    commands: CommandRunner | None = None,
 ) -> dict[str, Handler]:
-    """Return handlers by kind: the built-in ones and the user's, whose own `chat` or `webhook` go before ours."""
-    sender = sender or WebhookSender(WebhookSettings())
-    handlers = [chat_handler(provider), webhook_handler(sender), *(task_handler(task) for task in tasks)]
+    """Return handlers by kind: the built-in ones and the user's, whose own `chat` goes before ours.
+
+    Without `commands` there is none for the kind `command`: its jobs are left to other workers.
+    """
+    built_in = [chat_handler(provider), webhook_handler(sender or WebhookSender(WebhookSettings()))]
+    if commands is not None:
+        built_in.append(command_handler(commands))
+    handlers = [*built_in, *(task_handler(task) for task in tasks)]
     return {handler.kind: handler for handler in handlers}

@@ -19,6 +19,9 @@ from typing import Any
 from queue_pg.errors import QueuePgError
 from queue_pg.models import InstanceDefaults
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
+from queue_pg_workers.commands.hiding import hide_process
+from queue_pg_workers.commands.runner import CommandRunner
+from queue_pg_workers.commands.settings import CommandSettings
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.forks import handle_stop_signals
 from queue_pg_workers.kinds import Handler
@@ -50,10 +53,14 @@ def work(config: WorkerConfig) -> int:
     handle_stop_signals(_end_early)
     # For tasks that handlers submit, and for handlers in processes of their own.
     os.environ["DATABASE_URL"] = config.dsn
+    commands: CommandRunner | None = None
     try:
         provider = make_provider(config.provider)
         sender = WebhookSender(config.webhooks)
-        handlers = load_handlers(config.target, provider, sender)
+        if config.commands.commands is not None:
+            hide_process()
+            commands = CommandRunner(config.commands)
+        handlers = load_handlers(config.target, provider, sender, commands)
         asyncio.run(_work(config, handlers, provider, sender))
     except QueuePgError as error:
         print_error(error)
@@ -63,6 +70,9 @@ def work(config: WorkerConfig) -> int:
     except Exception:
         log.exception("the worker met an error of its own")
         return 1
+    finally:
+        if commands is not None:
+            commands.close()
     return 0
 
 
@@ -82,6 +92,7 @@ def config_to_json(config: WorkerConfig) -> str:
 def config_from_json(text: str) -> WorkerConfig:
     fields: dict[str, Any] = json.loads(text)
     provider = ProviderSettings(**fields.pop("provider"))
+    commands = CommandSettings(**fields.pop("commands"))
     defaults = InstanceDefaults(**fields.pop("defaults"))
     queues = tuple(fields.pop("queues"))
     webhooks: dict[str, Any] = fields.pop("webhooks")
@@ -90,6 +101,7 @@ def config_from_json(text: str) -> WorkerConfig:
         **fields,
         queues=queues,
         provider=provider,
+        commands=commands,
         defaults=defaults,
         webhooks=WebhookSettings(**webhooks, allow_private=allowed),
     )

@@ -10,6 +10,7 @@ import time
 from multiprocessing.connection import Connection
 from types import FrameType
 
+from queue_pg_workers.commands.hiding import HIDE_VARIABLE, hide_process
 from queue_pg_workers.forks import handle_stop_signals
 
 PARENT_CHECK_SECONDS = 1.0
@@ -20,6 +21,8 @@ def main() -> None:
     # A Ctrl-C in the terminal reaches the whole group; the worker decides what becomes of its handlers. Not by
     # SIG_IGN, which programs that a handler starts would inherit: nobody could terminate them.
     handle_stop_signals(_leave_it_to_the_worker)
+    if HIDE_VARIABLE in os.environ:
+        hide_process()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.path[:] = json.loads(sys.argv[2])
     # Of the module by its own name, not of `__main__`: classes must be those that the parent pickles.

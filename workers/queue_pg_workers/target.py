@@ -11,14 +11,20 @@ from typing import Any
 
 from queue_pg.errors import ConfigError
 from queue_pg.tasks import Tasks, default_tasks
+from queue_pg_workers.commands.runner import CommandRunner
 from queue_pg_workers.kinds import Handler, handlers_of
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.webhooks.sender import WebhookSender
 
 
-def load_handlers(target: str | None, provider: Provider, sender: WebhookSender | None = None) -> dict[str, Handler]:
+def load_handlers(
+    target: str | None,
+    provider: Provider,
+    sender: WebhookSender | None = None,
+    commands: CommandRunner | None = None,
+) -> dict[str, Handler]:
     """Return all handlers of a worker by kind. Raise ConfigError, naming the module, when it cannot be imported."""
-    return handlers_of(load_tasks(target) if target else Tasks(), provider, sender)
+    return handlers_of(load_tasks(target) if target else Tasks(), provider, sender, commands)
 
 
 def load_tasks(target: str) -> Tasks:

@@ -56,6 +56,42 @@ async def test_the_handler_of_the_guide_to_events_runs(dsn: str) -> None:
     assert said == ["submitted", "started", *["log", "chunk", "progress"] * 2, "glossary", "completed"]
 
 
+async def test_the_python_of_the_guide_to_limits_runs(dsn: str) -> None:
+    code = compile(blocks("limits.md", "python")[0], "limits.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    tasks = Tasks()
+    async with Queue(dsn, notify=False) as queue:
+        names: dict[str, Any] = {"queue": queue, "task": tasks.task}
+        await eval(code, names)  # noqa: S307
+        [limit] = await queue.limits()
+        assert (limit.name, limit.status, limit.rate) == ("openai", "paused", 60)
+        [job] = (await queue.list()).jobs
+        assert (job.limit_key, job.cost) == ("openai", 3)
+        job = await names["summarise"].using(queue=queue).submit(7, "x")
+        assert (job.limit_key, job.cost) == ("user:7", 2)
+
+
+async def test_the_handler_of_the_guide_to_artifacts_runs(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "run.txt").write_text("ran")
+    names: dict[str, Any] = {"make_rows": lambda rows: (f"{n}\n".encode() for n in range(rows))}
+    exec(blocks("artifacts.md", "python")[0].replace("/tmp/run.txt", str(tmp_path / "run.txt")), names)  # noqa: S102, S108
+    tasks = Tasks()
+    tasks.add(names["report"])
+    async with Queue(dsn, notify=False) as queue:
+        await queue.submit("report", {"rows": 3})
+        [job] = await drain(queue, tasks)
+        kept = {artifact.name: artifact.size for artifact in await queue.artifacts(job.id)}
+        assert kept == {"report.csv": 6, "logs/run.txt": 3}
+        reader = await queue.open_artifact(job.id, "report.csv")
+        assert (await reader.read(), reader.artifact.sha256) == (b"0\n1\n2\n", job.result)
+
+
+async def test_the_sql_of_the_guide_to_operations_runs(conn: psycopg.AsyncConnection) -> None:
+    [horizon, leader] = blocks("operations.md", "sql")
+    for shown, wanted in ((horizon, {"kind", "pid", "dead_rows"}), (leader, {"leader", "leader_until"})):
+        found = await conn.execute(shown)
+        assert wanted <= {column.name for column in found.description or []}
+
+
 async def test_the_sql_guide_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
     shown = blocks("sql.md", "sql")
     assert len(shown) > 5
@@ -108,7 +144,20 @@ async def test_the_sql_of_the_guide_to_templates_runs(conn: psycopg.AsyncConnect
 
 PYTHON = [
     block
-    for guide in ("python", "templates", "batches", "dependencies", "events", "steps", "webhooks")
+    for guide in (
+        "artifacts",
+        "console",
+        "http",
+        "limits",
+        "workers",
+        "python",
+        "templates",
+        "batches",
+        "dependencies",
+        "events",
+        "steps",
+        "webhooks",
+    )
     for block in blocks(f"{guide}.md", "python")
 ]
 

@@ -368,6 +368,12 @@ Vocabulary = Annotated[
 ]
 
 
+class SubmitByTemplateBody(SubmitTemplateBody):
+    """A job made from a template, for `POST /jobs`. Kind and payload are the template's."""
+
+    template: TemplateName = Field(examples=["summary"])
+
+
 class JobFilter(Query):
     """Which jobs to list, newest first."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from starlette.requests import Request
@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from queue_pg.graph import is_part
 from queue_pg.models import Job, NewJob
+from queue_pg_api.bodies import check_model
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import invalid, json_response, raw_json_response
 from queue_pg_api.rendering import job_json, new_job_json
-from queue_pg_api.schemas import SubmitBody
+from queue_pg_api.schemas import SubmitBody, SubmitByTemplateBody, SubmitTemplateBody
 
 MAX_KEY_LENGTH = 255
 KEY_HEADER = "Idempotency-Key"
@@ -66,6 +67,51 @@ async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None, ba
         stored = await call.service.gathering.submit(checked)
         return raw_json_response(new_job_json(checked, stored), 201, headers={"location": location(call, stored.id)})
     return answer_stored(call, *await call.queue.submit_new(new))
+
+
+async def submit_object(call: Call[Any, Any], value: object, key: str | None, batch_id: UUID | None = None) -> Response:
+    """Store the job of a body that is one object: as it is, or made from a template that it names."""
+    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    if "template" in given:
+        for name in ("kind", "payload"):
+            if name in given:
+                raise invalid(name, "excludes template, which has one; give variables")
+        body = check_model(SubmitByTemplateBody, given)
+        return await submit_by_template(call, body.template, body, key, batch_id)
+    for name in ("variables", "version"):
+        if name in given:
+            raise invalid(name, "is for template; name one, or leave it out")
+    return await submit_one(call, check_model(SubmitBody, value), key, batch_id)
+
+
+async def submit_by_template(
+    call: Call[Any, Any], name: str, body: SubmitTemplateBody, key: str | None, batch_id: UUID | None = None
+) -> Response:
+    """Store a job made from a template and answer with it."""
+    if body.run_at is not None and body.delay_seconds is not None:
+        raise invalid("delay_seconds", "excludes run_at; give one of them")
+    if key is not None and body.unique_key is not None and key != body.unique_key:
+        raise invalid("unique_key", f"differs from the {KEY_HEADER} header; give one of them")
+    if batch_id is not None and body.batch_id not in (None, batch_id):
+        raise invalid("batch_id", "differs from the batch of the path; leave it out")
+    submitted = await call.queue.submit_template(
+        name,
+        body.variables,
+        version=body.version,
+        queue=body.queue,
+        priority=body.priority,
+        run_at=body.run_at,
+        delay=body.delay_seconds,
+        max_attempts=body.max_attempts,
+        timeout=body.timeout_seconds,
+        expires_at=body.expires_at,
+        unique_key=body.unique_key if body.unique_key is not None else key,
+        tags=body.tags,
+        metadata=body.metadata,
+        traceparent=body.traceparent or traceparent(call.request),
+        batch_id=body.batch_id or batch_id,
+    )
+    return answer_stored(call, await call.queue.get(submitted.id), submitted.created)
 
 
 def answer_stored(call: Call[Any, Any], job: Job, created: bool) -> Response:

@@ -96,3 +96,74 @@ async def test_an_unknown_template(client: httpx.AsyncClient, name: str) -> None
     await client.post("/templates", json=TEMPLATE)
     missing = await client.get("/templates/summary", params={"version": 2})
     assert (missing.status_code, missing.json()["code"]) == (404, "template_not_found")
+
+
+# ---- by POST /jobs ----------------------------------------------------------------------------------------------
+
+
+async def test_a_job_by_template_is_one_of_the_bodies_of_jobs(client: httpx.AsyncClient) -> None:
+    await client.post("/templates", json=TEMPLATE)
+    body = {"template": "summary", "variables": {"topic": "rain"}, "priority": "high", "metadata": {"user": 7}}
+    made = await client.post("/jobs", json=body)
+    assert made.status_code == 201, made.text
+    job = made.json()
+    answers.JobAnswer.model_validate(job)
+    assert made.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["payload"], job["priority"]) == ({"prompt": "50 words about rain"}, 10)
+    assert job["metadata"] == {"user": 7, "template": {"name": "summary", "version": 1}}
+    key = {"idempotency-key": "once"}
+    first = await client.post("/jobs", json=body, headers=key)
+    again = await client.post("/jobs", json=body, headers=key)
+    assert (first.status_code, again.status_code, again.json()["id"]) == (201, 200, first.json()["id"])
+    assert again.headers["idempotency-replayed"] == "true"
+
+    batch = (await client.post("/batches", json={})).json()
+    added = await client.post(f"/batches/{batch['id']}/jobs", json=body)
+    assert (added.status_code, added.json()["batch_id"]) == (201, batch["id"])
+    await client.post(f"/batches/{batch['id']}/close")
+    late = await client.post(f"/batches/{batch['id']}/jobs", json=body)
+    assert (late.status_code, late.json()["code"]) == (409, "wrong_state")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"template": "summary"}, "variables.topic"),
+        ({"template": "summary", "variables": {"topic": 7}}, "variables.topic"),
+        ({"template": "summary", "variables": {"topic": "x"}, "kind": "chat"}, "kind"),
+        ({"template": "summary", "variables": {"topic": "x"}, "payload": {}}, "payload"),
+        ({"template": "summary", "variables": {"topic": "x"}, "depends_on": []}, "depends_on"),
+        ({"template": "summary", "variables": {"topic": "x"}, "version": "1"}, "version"),
+        ({"template": "a/b", "variables": {}}, "template"),
+        ({"template": None}, "template"),
+        ({"template": 5}, "template"),
+        ({"kind": "chat", "variables": {}}, "variables"),
+        ({"kind": "chat", "version": 1}, "version"),
+        ({"variables": {"topic": "x"}}, "variables"),
+        ([{"template": "summary", "variables": {"topic": "x"}}], "template"),
+        ([{"kind": "chat", "key": "a"}, {"template": "summary", "depends_on": ["a"]}], "template"),
+    ],
+)
+@pytest.mark.parametrize("into", ["/jobs", "a batch"])
+async def test_mixed_bodies_name_the_field(client: httpx.AsyncClient, into: str, body: Any, field: str) -> None:
+    await client.post("/templates", json=TEMPLATE)
+    if into != "/jobs":
+        into = f"/batches/{(await client.post('/batches', json={})).json()['id']}/jobs"
+    refused = await client.post(into, json=body)
+    assert (refused.status_code, refused.json()["field"]) == (422, field), refused.text
+    assert (await client.get("/jobs")).json()["jobs"] == []
+
+
+async def test_lines_take_no_template(client: httpx.AsyncClient) -> None:
+    lines = b'{"kind": "chat"}\n{"template": "summary", "variables": {"topic": "x"}}\n'
+    refused = await client.post("/jobs", content=lines, headers={"content-type": "application/x-ndjson"})
+    assert (refused.status_code, refused.json()["field"], refused.json()["line"]) == (422, "template", 2)
+    assert (await client.get("/jobs")).json()["jobs"] == []
+
+
+async def test_an_unknown_template_of_a_job(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/jobs", json={"template": "absent"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "template_not_found")
+    await client.post("/templates", json=TEMPLATE)
+    answer = await client.post("/jobs", json={"template": "summary", "version": 9, "variables": {"topic": "x"}})
+    assert (answer.status_code, answer.json()["code"]) == (404, "template_not_found")

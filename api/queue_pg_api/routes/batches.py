@@ -13,7 +13,7 @@ from queue_pg.callbacks import WEBHOOK
 from queue_pg.errors import BatchNotFound, InvalidJob, WaitTimeout
 from queue_pg.models import NewJob
 from queue_pg_api.answers import BatchActionAnswer, BatchAnswer, BatchesAnswer, JobAnswer
-from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
+from queue_pg_api.bodies import is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import ApiError, json_response
 from queue_pg_api.longpoll import first_of, watching
@@ -31,8 +31,9 @@ from queue_pg_api.schemas import (
     NoQuery,
     RetryFailedBody,
     SubmitBody,
+    SubmitByTemplateBody,
 )
-from queue_pg_api.submissions import idempotency_key, submit_one
+from queue_pg_api.submissions import idempotency_key, submit_object
 
 endpoints = Endpoints("Batches")
 
@@ -83,7 +84,7 @@ async def get_batch(call: Call[BatchWait, NoBody]) -> Response:
 
 @endpoints.post(
     "/batches/{id}/jobs",
-    raw_models=(SubmitBody,),
+    raw_models=(SubmitBody, SubmitByTemplateBody),
     raw_body=SUBMISSION,
     answers={201: JobAnswer, 200: JobAnswer},
     refuses=(403, 404, 408, 409, 413, 415, 422, 503),
@@ -100,7 +101,7 @@ async def add_jobs(call: Call[NoQuery, NoBody]) -> Response:
         value = parse_body(await read_body(call.request))
         if isinstance(value, list):
             return await submit_array(call, cast("list[object]", value), key, batch_id)
-        return await submit_one(call, check_model(SubmitBody, value), key, batch_id)
+        return await submit_object(call, value, key, batch_id)
     except InvalidJob as error:
         if error.field == "batch_id":
             raise BatchNotFound(batch_id) from None

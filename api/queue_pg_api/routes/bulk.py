@@ -75,7 +75,7 @@ async def _store_graph(
     chunk = _Chunk()
     for place, value in enumerate(values):
         try:
-            job = to_new_job(check_model(SubmitBody, value), _numbered(key, place), trace, batch_id)
+            job = to_new_job(_body(value), _numbered(key, place), trace, batch_id)
         except ApiError as error:
             raise at_place(error, "index", place) from None
         jobs.append(job)
@@ -102,6 +102,12 @@ async def submit_lines(call: Call[Any, Any], key: str | None, batch_id: UUID | N
         "ids": [str(each.id) for each in submitted],
     }
     return _answer(content, submitted)
+
+
+def _body(value: object) -> SubmitBody:
+    if isinstance(value, dict) and "template" in value:
+        raise invalid("template", "is for one job in a request; send it alone, or fill it in here")
+    return check_model(SubmitBody, value)
 
 
 def _answer(content: Any, submitted: Sequence[Submitted]) -> Response:
@@ -150,7 +156,7 @@ async def _chunks(
     chunk = _Chunk()
     async for place, value in values:
         try:
-            job = to_new_job(check_model(SubmitBody, value), _numbered(key, place), trace, batch_id)
+            job = to_new_job(_body(value), _numbered(key, place), trace, batch_id)
             chunk.add(job, call.service.check(job), place)
         except ApiError as error:
             raise at_place(error, name, place) from None

@@ -10,14 +10,24 @@ from starlette.responses import Response
 from queue_pg.errors import WaitTimeout
 from queue_pg.models import Job, JobState
 from queue_pg_api.answers import JobAnswer, JobPage, RelatedJobAnswer
-from queue_pg_api.bodies import check_model, is_ndjson, parse_body, read_body
+from queue_pg_api.bodies import is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
 from queue_pg_api.longpoll import first_of, watching
 from queue_pg_api.rendering import dependencies_json, in_words, job_json, job_summary, waiting_json
 from queue_pg_api.routes.bulk import submit_array, submit_lines
-from queue_pg_api.schemas import CancelJobBody, ChainBody, JobFilter, JobWait, NoBody, NoQuery, RetryBody, SubmitBody
-from queue_pg_api.submissions import answer_stored, idempotency_key, submit_one, to_new_job, traceparent
+from queue_pg_api.schemas import (
+    CancelJobBody,
+    ChainBody,
+    JobFilter,
+    JobWait,
+    NoBody,
+    NoQuery,
+    RetryBody,
+    SubmitBody,
+    SubmitByTemplateBody,
+)
+from queue_pg_api.submissions import answer_stored, idempotency_key, submit_object, to_new_job, traceparent
 
 endpoints = Endpoints("Jobs")
 
@@ -27,6 +37,7 @@ SUBMISSION = {
     "application/json": {
         "oneOf": [
             {"$ref": "#/components/schemas/SubmitBody"},
+            {"$ref": "#/components/schemas/SubmitByTemplateBody"},
             {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/SubmitBody"}},
         ]
     },
@@ -36,19 +47,19 @@ SUBMISSION = {
 
 @endpoints.post(
     "/jobs",
-    raw_models=(SubmitBody,),
+    raw_models=(SubmitBody, SubmitByTemplateBody),
     raw_body=SUBMISSION,
     answers={201: JobAnswer, 200: JobAnswer},
-    refuses=(403, 408, 413, 415, 422, 503),
+    refuses=(403, 404, 408, 409, 413, 415, 422, 503),
 )
 async def submit_jobs(call: Call[NoQuery, NoBody]) -> Response:
     """Submit a job, or many.
 
-    One object answers with the job and its `Location`. An array answers `{"jobs": [{"id", "created"}]}`, NDJSON
-    (`application/x-ndjson`, read as it arrives) `{"count", "created", "ids"}`: both are stored all or none, in one
-    transaction. Jobs of an array may wait for each other, by `key` and `depends_on`. 201 when something new was stored;
-    200 and `Idempotency-Replayed: true` when every unique key already named a job. A refusal names the field, and of
-    many jobs the `index` or `line`.
+    One object answers with the job and its `Location`; one with `template` is made from that. An array answers
+    `{"jobs": [{"id", "created"}]}`, NDJSON (`application/x-ndjson`, read as it arrives) `{"count", "created", "ids"}`:
+    both are stored all or none, in one transaction. Jobs of an array may wait for each other, by `key` and
+    `depends_on`. 201 when something new was stored; 200 and `Idempotency-Replayed: true` when every unique key already
+    named a job. A refusal names the field, and of many jobs the `index` or `line`.
     """
     key = idempotency_key(call.request)
     if is_ndjson(call.request):
@@ -56,7 +67,7 @@ async def submit_jobs(call: Call[NoQuery, NoBody]) -> Response:
     value = parse_body(await read_body(call.request))
     if isinstance(value, list):
         return await submit_array(call, cast("list[object]", value), key)
-    return await submit_one(call, check_model(SubmitBody, value), key)
+    return await submit_object(call, value, key)
 
 
 @endpoints.get("/jobs", answers={200: JobPage}, refuses=(422, 503))

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from queue_pg.errors import TemplateNotFound
 from queue_pg_api.answers import JobAnswer, TemplateAnswer, TemplatesAnswer
 from queue_pg_api.endpoints import Call, Endpoints
-from queue_pg_api.errors import invalid, json_response
-from queue_pg_api.rendering import job_json, template_json
+from queue_pg_api.errors import json_response
+from queue_pg_api.rendering import template_json
 from queue_pg_api.schemas import (
     NoBody,
     NoQuery,
@@ -19,7 +19,7 @@ from queue_pg_api.schemas import (
     TemplateFilter,
     TemplateVersion,
 )
-from queue_pg_api.submissions import KEY_HEADER, idempotency_key, location, traceparent
+from queue_pg_api.submissions import idempotency_key, submit_by_template
 
 endpoints = Endpoints("Templates")
 
@@ -64,33 +64,7 @@ async def get_template(call: Call[TemplateVersion, NoBody]) -> Response:
 )
 async def submit_template(call: Call[NoQuery, SubmitTemplateBody]) -> Response:
     """Submit a job made from a template; a variable that is wrong or missing is named: `variables.topic`."""
-    body, key, name = call.body, idempotency_key(call.request), _name(call)
-    if body.run_at is not None and body.delay_seconds is not None:
-        raise invalid("delay_seconds", "excludes run_at; give one of them")
-    if key is not None and body.unique_key is not None and key != body.unique_key:
-        raise invalid("unique_key", f"differs from the {KEY_HEADER} header; give one of them")
-    submitted = await call.queue.submit_template(
-        name,
-        body.variables,
-        version=body.version,
-        queue=body.queue,
-        priority=body.priority,
-        run_at=body.run_at,
-        delay=body.delay_seconds,
-        max_attempts=body.max_attempts,
-        timeout=body.timeout_seconds,
-        expires_at=body.expires_at,
-        unique_key=body.unique_key if body.unique_key is not None else key,
-        tags=body.tags,
-        metadata=body.metadata,
-        traceparent=body.traceparent or traceparent(call.request),
-        batch_id=body.batch_id,
-    )
-    headers = {"location": location(call, submitted.id)}
-    if not submitted.created:
-        headers["idempotency-replayed"] = "true"
-    job = await call.queue.get(submitted.id)
-    return json_response(job_json(job), 201 if submitted.created else 200, headers=headers)
+    return await submit_by_template(call, _name(call), call.body, idempotency_key(call.request))
 
 
 def _name(call: Call[Any, Any]) -> str:

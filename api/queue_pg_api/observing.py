@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 from queue_pg.errors import QueuePgError
 from queue_pg.wakeup import TRANSITIONS, Wakeups
-from queue_pg_api.errors import ApiError, invalid
+from queue_pg_api.errors import RETRY_AFTER_SECONDS, ApiError, invalid
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,10 @@ class Observing:
                     await self._observed.wait()
             except TimeoutError:
                 raise ApiError(
-                    503, "no_notifications", "Notifications do not get through from the database at present."
+                    503,
+                    "no_notifications",
+                    "Notifications do not get through from the database at present.",
+                    headers={"retry-after": str(RETRY_AFTER_SECONDS)},
                 ) from None
             observer.active = True
             yield observer

@@ -69,9 +69,14 @@ async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None, ba
     return answer_stored(call, *await call.queue.submit_new(new))
 
 
+def fields_of(value: object) -> dict[str, object]:
+    """Return the fields of a body that is an object; anything else has none."""
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
 async def submit_object(call: Call[Any, Any], value: object, key: str | None, batch_id: UUID | None = None) -> Response:
     """Store the job of a body that is one object: as it is, or made from a template that it names."""
-    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    given = fields_of(value)
     if "template" in given:
         for name in ("kind", "payload"):
             if name in given:

@@ -24,7 +24,7 @@ from queue_pg_api.bodies import check_model, parse_body, read_lines
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import ApiError, invalid, json_response, translate
 from queue_pg_api.schemas import SubmitBody
-from queue_pg_api.submissions import KEY_HEADER, MAX_KEY_LENGTH, to_new_job, traceparent
+from queue_pg_api.submissions import KEY_HEADER, MAX_KEY_LENGTH, fields_of, to_new_job, traceparent
 
 # What is held in memory.
 CHUNK_JOBS = 500
@@ -105,7 +105,7 @@ async def submit_lines(call: Call[Any, Any], key: str | None, batch_id: UUID | N
 
 
 def _body(value: object) -> SubmitBody:
-    if isinstance(value, dict) and "template" in value:
+    if "template" in fields_of(value):
         raise invalid("template", "is for one job in a request; send it alone, or fill it in here")
     return check_model(SubmitBody, value)
 

@@ -89,7 +89,7 @@ async def follow_job(socket: WebSocket, service: Service) -> None:
             async with aclosing(pages(first, following, service.stopping)) as found:
                 async for page in found:
                     for event in page or ():
-                        await in_time(socket.send_text(event_json(event)))
+                        await _send(socket, event_json(event))
 
         await _until_gone(socket, send_all())
         if service.stopping.is_set():
@@ -109,7 +109,7 @@ async def observe_jobs(socket: WebSocket, service: Service) -> None:
 
         async def send_all() -> None:
             while (message := await observer.next()) is not None:
-                await in_time(socket.send_text(message))
+                await _send(socket, message)
 
         await _until_gone(socket, send_all(), service.stopping, hear=lambda text: _change(observer, text))
         if service.stopping.is_set():
@@ -151,6 +151,15 @@ def _subscribed(observer: Observer) -> str:
     return json.dumps({"type": "subscribed", "topics": sorted(observer.topics.values())})
 
 
+async def _send(socket: WebSocket, text: str) -> None:
+    """Send a message. Raises TooSlowError, WebSocketDisconnect."""
+    try:
+        await in_time(socket.send_text(text))
+    except RuntimeError:
+        # The server has closed the connection by itself, as after a message that is too large.
+        raise WebSocketDisconnect(1006) from None
+
+
 async def _until_gone(
     socket: WebSocket,
     work: Any,
@@ -165,7 +174,7 @@ async def _until_gone(
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
             if hear is not None:
-                await in_time(socket.send_text(hear(message.get("text") or "")))
+                await _send(socket, hear(message.get("text") or ""))
 
     tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(work), asyncio.ensure_future(listen())]
     tasks += [asyncio.ensure_future(event.wait()) for event in until]

@@ -47,6 +47,10 @@ class Child:
         """The process's number; its own children are below it."""
         return self.process.pid
 
+    def cpu_seconds(self) -> float:
+        """Return what the process and all below it have used so far."""
+        return proc.cpu_seconds(self.pid)
+
     def wait_for(self, ready: Callable[[], bool], *, seconds: float, what: str, pause: float = 0.005) -> None:
         """Wait until something is so. Raise ChildFailed when the process ends first, or the time is up."""
         deadline = time.monotonic() + seconds

@@ -82,7 +82,12 @@ async def measure(port: int, connections: int, seconds: float) -> dict[str, floa
         await loop.create_connection(partial(Client, begin + seconds, times, end), "127.0.0.1", port)
     await asyncio.gather(*ends)
     took = [duration * 1e3 for moment, duration in times if begin <= moment <= begin + seconds]
-    return {"rate": len(took) / seconds, "p50": statistics.median(took), "p99": percentile(took, 99)}
+    return {
+        "rate": len(took) / seconds,
+        "p50": statistics.median(took),
+        "p99": percentile(took, 99),
+        "max": max(took),
+    }
 
 
 if __name__ == "__main__":

@@ -14,27 +14,53 @@ from typing import Any
 
 
 class AsyncSignal:
-    """An event for one waiter at a time, settable from any thread; waiting clears it."""
+    """An event for one waiter at a time, settable from any thread; waiting clears it.
+
+    On a bare future: a follower waits at every page, and asyncio's own wait with a time-out is a task each time.
+    """
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_set = False
+        self._on_its_way = False
 
     def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and every waiter with it
-            self._loop.call_soon_threadsafe(self._event.set)
+        if threading.get_ident() == self._thread:
+            self._set()
+        elif not self._on_its_way:
+            # Waking the loop takes a write to a pipe; one that has not arrived yet serves for all.
+            self._on_its_way = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and every waiter with it
+                self._loop.call_soon_threadsafe(self._set)
 
     async def wait(self, timeout_seconds: float | None) -> bool:
         """Return True when set within the time, and clear it."""
-        if not self._event.is_set():
-            waiting = asyncio.ensure_future(self._event.wait())
+        if not self._is_set:
+            waiter = self._waiter = self._loop.create_future()
+            timer = None if timeout_seconds is None else self._loop.call_later(timeout_seconds, _resolve, waiter)
             try:
-                await asyncio.wait([waiting], timeout=timeout_seconds)
+                await waiter
             finally:
-                waiting.cancel()
-        was_set = self._event.is_set()
-        self._event.clear()
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
+        was_set, self._is_set = self._is_set, False
         return was_set
+
+    def _set(self) -> None:
+        # Before anything is looked at: what is set from here on tells anew.
+        self._on_its_way = False
+        self._is_set = True
+        if self._waiter is not None:
+            with contextlib.suppress(RuntimeError):  # as above
+                _resolve(self._waiter)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class SyncSignal:

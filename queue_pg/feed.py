@@ -73,6 +73,10 @@ class Following:
         """
         return await self._feed.more(self._follower, timeout_seconds)
 
+    def interrupt(self) -> None:
+        """End the wait in `more`, which then returns as if the time were over."""
+        self._follower.signal.set()
+
     def close(self) -> None:
         """Let go of the job; twice is fine."""
         self._feed.leave(self._follower)

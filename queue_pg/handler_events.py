@@ -1,7 +1,8 @@
 """What a running handler says: log lines, progress, text as it is made, and events of its own.
 
-Saying something takes next to no time: the worker gathers what its handlers say and stores it every 50 ms, and before
-the outcome of the attempt. When the database is away it gathers up to a bound, and then the handlers wait.
+Saying something takes next to no time: the worker gathers what its handlers say and stores it every 50 ms, sooner
+while somebody reads along, and before the outcome of the attempt. When the database is away it gathers up to a bound,
+and then the handlers wait.
 """
 
 from __future__ import annotations

@@ -317,7 +317,8 @@ class NewEvent(NamedTuple):
 class Appended:
     """The answer to the events appended to one job. Not accepted: the lease is lost; `state` is what the job is now.
 
-    `appended` counts the events that handlers have appended to the job in all.
+    `appended` counts the events that handlers have appended to the job in all; `followed`: somebody reads them as they
+    come.
     """
 
     id: str
@@ -325,6 +326,7 @@ class Appended:
     state: str | None
     last_seq: int | None
     appended: int | None
+    followed: bool | None
 
 
 class Outcome(NamedTuple):

@@ -39,16 +39,11 @@ async def pages(
     if first.events:
         yield first.events
     stopped = asyncio.ensure_future(stopping.wait())
+    stopped.add_done_callback(lambda _: following.interrupt())
     try:
-        while not stopped.done():
-            more = asyncio.ensure_future(following.more(KEEP_ALIVE_SECONDS))
-            try:
-                await asyncio.wait([more, stopped], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                if not more.done():
-                    more.cancel()
-                    await asyncio.wait([more])
-            if more.cancelled() or (page := more.result()) == []:
+        while not stopping.is_set():
+            page = await following.more(KEEP_ALIVE_SECONDS)
+            if page == [] or (page is None and stopping.is_set()):
                 return
             yield page
     finally:

@@ -14,6 +14,8 @@ from queue_pg.schema import migrate
 
 COMMAND = str(Path(sys.executable).with_name("queue-pg"))
 TASKS = "benchmarks.contestants.noop_tasks"
+TELLING_TASKS = "benchmarks.contestants.telling_tasks"
+FILE_TASKS = "benchmarks.contestants.file_tasks"
 CONCURRENCY = 200
 
 
@@ -60,10 +62,10 @@ def migrate_database(database: Database) -> None:
     migrate(database.dsn)
 
 
-def worker_command(database: Database, *arguments: str, environment: dict[str, str]) -> Command:
-    """Return the command of a worker that runs the tasks of this package."""
+def worker_command(database: Database, *arguments: str, environment: dict[str, str], tasks: str = TASKS) -> Command:
+    """Return the command of a worker that runs tasks of this package."""
     given = {"DATABASE_URL": database.dsn, "LOG_LEVEL": "WARNING"}
-    return outside([COMMAND, "worker", TASKS, *arguments], given | environment)
+    return outside([COMMAND, "worker", tasks, *arguments], given | environment)
 
 
 def wait_for_workers(database: Database, child: Child, count: int) -> None:

@@ -8,17 +8,23 @@ from typing import Protocol, cast
 
 from benchmarks.bench import Bench
 from benchmarks.measures import (
+    artifacts,
     backlog,
     bulk,
     churn,
     commit_tax,
     cost,
     drain,
+    event_latency,
+    events,
+    flow_latency,
     held_snapshot,
     http_single,
     idle_fleet,
+    idle_streams,
     latency,
     latency_load,
+    submit_latency,
 )
 from benchmarks.model import Metric, Record, Target
 
@@ -42,13 +48,19 @@ _MODULES: list[ModuleType] = [
     cost,
     latency,
     latency_load,
+    flow_latency,
     commit_tax,
     bulk,
     http_single,
+    submit_latency,
     held_snapshot,
     backlog,
     churn,
     idle_fleet,
+    events,
+    event_latency,
+    idle_streams,
+    artifacts,
 ]
 
 MEASURES: dict[str, Measure] = {measure.NAME: measure for measure in cast("list[Measure]", _MODULES)}

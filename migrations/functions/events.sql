@@ -88,10 +88,10 @@ as $$ select jsonb_strip_nulls(jsonb_build_object('attempt', attempt, 'worker_id
 -- Appends what handlers say (log, progress, chunk, types of their own), one event for each entry, to any number of jobs.
 -- Fenced: an entry counts only while its (id, lease_token) is the current lease. Answers once for each job that the entries
 -- name, those refused last, with the state they have now (null: unknown id); `last_seq` is the number of the job's newest
--- event, `appended` how many of such its handlers have appended in all. Past settings.max_events a job gets one event
--- truncated, and what else is appended is dropped.
+-- event, `appended` how many of such its handlers have appended in all, `followed` whether somebody reads them as they come.
+-- Past settings.max_events a job gets one event truncated, and what else is appended is dropped.
 create or replace function queue_pg.append_events(ids uuid[], lease_tokens bigint[], types text[], data jsonb[])
-returns table (id uuid, accepted boolean, state text, last_seq integer, appended integer)
+returns table (id uuid, accepted boolean, state text, last_seq integer, appended integer, followed boolean)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -108,6 +108,7 @@ declare
   v_ids uuid[];
   v_last integer[];
   v_appended integer[];
+  v_marks boolean[];
   v_followed uuid[];
 begin
   if cardinality(ids) is distinct from cardinality(lease_tokens) or cardinality(ids) is distinct from cardinality(types)
@@ -170,14 +171,16 @@ begin
     from placed p where p.cut = 1
   )
   select array_agg(p.id), array_agg(case when p.grows then p.base + p.kept + p.cut else p.before end),
-    array_agg(p.appended + p.kept + p.cut), array_agg(p.id) filter (where p.followed and p.grows)
-  into v_ids, v_last, v_appended, v_followed
+    array_agg(p.appended + p.kept + p.cut), array_agg(p.followed), array_agg(p.id) filter (where p.followed and p.grows)
+  into v_ids, v_last, v_appended, v_marks, v_followed
   from placed p;
   perform queue_pg.tell_followers(v_followed);
 
-  return query select u.id, true, 'running', u.last, u.appended from unnest(v_ids, v_last, v_appended) as u (id, last, appended);
   return query
-  select e.id, false, queue_pg.state_of(e.id), null::integer, null::integer
+  select u.id, true, 'running', u.last, u.appended, u.mark
+  from unnest(v_ids, v_last, v_appended, v_marks) as u (id, last, appended, mark);
+  return query
+  select e.id, false, queue_pg.state_of(e.id), null::integer, null::integer, null::boolean
   from (select distinct i from unnest(ids) i where not i = any (coalesce(v_ids, '{}'))) as e (id);
 end
 $$;

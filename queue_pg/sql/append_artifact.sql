@@ -1,3 +1,3 @@
 /* queue_pg:append_artifact */
-select queue_pg.append_artifact(%(upload_id)s::uuid, %(number)s::integer, %(data)s::bytea)
+select queue_pg.append_artifact(%(upload_id)s::uuid, %(number)s::integer, %(data)b::bytea)
 from (select set_config('synchronous_commit', 'off', true)) as lazy

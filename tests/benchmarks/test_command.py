@@ -16,7 +16,16 @@ from benchmarks import proc
 from benchmarks.__main__ import main
 from benchmarks.bench import Bench
 from benchmarks.marks import Marks
-from benchmarks.measures import drain, latency
+from benchmarks.measures import (
+    artifacts,
+    drain,
+    event_latency,
+    events,
+    flow_latency,
+    idle_streams,
+    latency,
+    submit_latency,
+)
 from benchmarks.measures.catalogue import MEASURES
 from benchmarks.progress import Progress
 from benchmarks.results import RESULTS
@@ -64,6 +73,19 @@ def test_a_quick_run_makes_complete_records(workshop: Path) -> None:
     for figures in picked_up.figures.values():
         assert figures.keys() == {metric.name for metric in latency.METRICS}
     assert before == (RESULTS.read_bytes() if RESULTS.exists() else None)
+
+
+def test_a_quick_run_of_streams_and_flows_makes_complete_records(workshop: Path) -> None:
+    measures = (events, event_latency, idle_streams, flow_latency, submit_latency, artifacts)
+    with running_server(workshop) as server:
+        bench = Bench(server, runs=1, quick=True, peers=False)
+        records = {measure.NAME: measure.run(bench) for measure in measures}
+    for measure in measures:
+        figures = records[measure.NAME].figures
+        assert {name for target in measure.TARGETS for name, _ in target.pairs} <= set(figures)
+        assert set().union(*figures.values()) == {metric.name for metric in measure.METRICS}
+    assert records["events"].figures["job.log"]["wal"][0] > 0
+    assert records["idle_streams"].figures["queue-pg"]["rss"][0] > 10
 
 
 def test_progress_finds_the_tenths(tmp_path: Path) -> None:

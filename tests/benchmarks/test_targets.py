@@ -21,13 +21,16 @@ WANTED = [
     ("latency", "max", "value", None, 1000),
     ("latency_load", "p99", "ratio", None, 3.0),
     ("latency_load", "p99", "ratio", None, 3.0),
+    ("flow_latency", "p99", "value", None, 100),
     ("commit_tax", "ratio", "value", 0.95, None),
     ("commit_tax", "ratio", "value", 0.95, None),
     ("commit_tax", "ratio", "value", 0.95, None),
     ("commit_tax", "ratio", "value", 0.95, None),
     ("bulk", "rate", "ratio", 0.8, None),
     ("bulk", "rate", "value", 10_000, None),
+    ("bulk", "rate", "value", 10_000, None),
     ("http_single", "rate", "ratio", 0.6, None),
+    ("submit_latency", "p50", "value", None, 1),
     ("held_snapshot", "last_to_first", "value", 0.9, None),
     ("held_snapshot", "rate", "ratio", 0.85, None),
     ("backlog", "p99", "ratio", None, 1.5),
@@ -38,6 +41,10 @@ WANTED = [
     ("churn", "rss_growth", "value", None, 1.05),
     ("idle_fleet", "statements", "value", None, 200),
     ("idle_fleet", "cpu", "value", None, 2),
+    ("events", "rate", "value", 50_000, None),
+    ("event_latency", "p99", "value", None, 10),
+    ("idle_streams", "rss", "value", None, 200),
+    ("artifacts", "rss", "value", None, 100),
 ]
 
 

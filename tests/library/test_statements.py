@@ -38,9 +38,9 @@ def test_is_named_and_used(path: Path) -> None:
 )
 def test_postgres_takes_it(path: Path, dsn: str) -> None:
     text = path.read_text()
-    names = dict.fromkeys(re.findall(r"%\((\w+)\)s", text))
+    names = dict.fromkeys(re.findall(r"%\((\w+)\)[sb]", text))
     for number, name in enumerate(names, 1):
-        text = text.replace(f"%({name})s", f"${number}")
+        text = re.sub(rf"%\({name}\)[sb]", f"${number}", text)
     with psycopg.connect(dsn) as conn:
         conn.execute(f"prepare checked as {text}")
 

@@ -168,6 +168,7 @@ async def test_a_batch_of_several_jobs_counts_where_its_lease_stands(conn: Conne
         await conn.execute("select queue_pg.submit('k')")
     held = await rows(conn, "select id, lease_token from queue_pg.claim('w', '{default}', max_jobs => 3)")
     await conn.execute("select queue_pg.cancel(%s)", (held[1][0],))
+    await conn.execute("select queue_pg.follow(array[%s])", (held[2][0],))
     nobody = uuid4()
     ids = [held[0][0], held[1][0], held[2][0], held[0][0], nobody]
     answers = await rows(
@@ -177,10 +178,10 @@ async def test_a_batch_of_several_jobs_counts_where_its_lease_stands(conn: Conne
         ["{}"] * 5,
     )
     assert {answer[0]: answer[1:] for answer in answers} == {
-        held[0][0]: (True, "running", 4, 2),
-        held[2][0]: (True, "running", 3, 1),
-        held[1][0]: (False, "cancelled", None, None),
-        nobody: (False, None, None, None),
+        held[0][0]: (True, "running", 4, 2, False),
+        held[2][0]: (True, "running", 3, 1, True),
+        held[1][0]: (False, "cancelled", None, None, None),
+        nobody: (False, None, None, None, None),
     }
     assert await types(conn, held[0][0]) == ["submitted", "started", "a", "d"]
 

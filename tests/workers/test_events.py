@@ -106,6 +106,91 @@ async def test_a_reader_sees_it_while_the_handler_runs(dsn: str, queue: Queue) -
         assert event.type == "completed"
 
 
+async def test_a_reader_waits_for_no_gathering(dsn: str, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_buffer, "GATHER_SECONDS", 3_600.0)
+    tasks = Tasks()
+    heard = asyncio.Event()
+
+    @tasks.task
+    async def chat() -> None:
+        for n in range(5):
+            heard.clear()
+            await current_job().stream(str(n))
+            await heard.wait()
+
+    @tasks.task
+    def blocking_chat() -> None:
+        for n in range(5):
+            heard.clear()
+            current_job().stream_blocking(str(n))
+            asyncio.run_coroutine_threadsafe(heard.wait(), loop).result()
+
+    loop = asyncio.get_running_loop()
+
+    async def read(job: UUID) -> str:
+        said = ""
+        async for event in queue.events(job):
+            if event.type == "chunk":
+                said += event.data["text"]
+                heard.set()
+        return said
+
+    async with running(dsn, tasks):
+        for kind in ("chat", "blocking_chat"):
+            job = await queue.submit(kind)
+            assert await soon(read(job.id)) == "01234"
+
+
+class Storing:
+    """A link whose user is told of every statement that has been run."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self.conn = conn
+        self.ran = asyncio.Event()
+
+    async def run(self, statement: Callable[[Any], Awaitable[Any]], **_: Any) -> Any:
+        answer = await statement(self.conn)
+        self.ran.set()
+        return answer
+
+
+async def test_while_nobody_reads_more_is_gathered(
+    queue: Queue, conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_buffer, "GATHER_SECONDS", 3_600.0)
+    await queue.submit("k")
+    [claimed] = await queue.claim("w", ["default"])
+    link = Storing(conn)
+    buffer = EventBuffer(link, signals=Signals(), on_lost=lambda _: True)  # type: ignore[arg-type]
+    job = context(claimed.id, claimed.lease_token)
+    key = (str(job.job_id), job.lease_token)
+    storing = asyncio.create_task(buffer.run())
+
+    async def stored_by_itself() -> bool:
+        done, _ = await asyncio.wait({waiting := asyncio.create_task(link.ran.wait())}, timeout=0.1)
+        waiting.cancel()
+        link.ran.clear()
+        return bool(done)
+
+    # Whether somebody reads is not known before the first answer.
+    await buffer.add(job, [log_event("first")])
+    await soon(link.ran.wait())
+    link.ran.clear()
+    await buffer.add(job, [log_event("second")])
+    assert not await stored_by_itself()
+    # An outcome ends the gathering, and the answer tells of readers that have come meanwhile.
+    await conn.execute("select queue_pg.follow(array[%s])", (claimed.id,))
+    stored = asyncio.Event()
+    buffer.when_stored(key, stored.set)
+    await soon(stored.wait())
+    link.ran.clear()
+    await buffer.add(job, [log_event("third")])
+    await soon(link.ran.wait())
+    buffer.close()
+    await soon(storing)
+    assert [data["line"] for _, data in await told(queue, claimed.id)] == ["first", "second", "third"]
+
+
 async def test_a_failing_handler_has_said_it_all(dsn: str, queue: Queue) -> None:
     tasks = Tasks()
 

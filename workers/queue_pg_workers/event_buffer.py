@@ -1,5 +1,6 @@
 """What handlers say on its way to the database: gathered for a moment, stored in batches, kept through an outage.
 
+While somebody reads along they are gathered while the batch before is stored and hardly longer, else for a while.
 A batch is stored whole or not at all. When the connection is lost before the answer, the job's row tells which, so that
 nothing is stored twice. An attempt's outcome waits here until what its handler has said is stored.
 """
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 Key = tuple[str, int]
 
 GATHER_SECONDS: Final = 0.05
+# Between two batches while somebody reads along. Not in proportion to what the last one took: a flush of the WAL that
+# took long would be waited for twice.
+REST_SECONDS: Final = 0.001
 MAX_BATCH_EVENTS: Final = 2_000
 MAX_BATCH_BYTES: Final = 2 * 1024 * 1024
 # Of all handlers together; above it they wait.
@@ -44,11 +48,13 @@ LOOK_SECONDS: Final = 0.2
 class _Saying:
     """One attempt that has said something. `appended` is the count of its job after its last batch, None before one.
 
-    `ended`: its code has ended, so that nobody adds to it any more.
+    `ended`: its code has ended, so that nobody adds to it any more. `followed`: somebody reads along, as long as the
+    database has not said otherwise.
     """
 
     unstored: int = 0
     ended: bool = False
+    followed: bool = True
     appended: int | None = None
     lost: bool = False
     then: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
@@ -72,8 +78,12 @@ class EventBuffer:
         self._bytes = 0
         self._sayings: dict[Key, _Saying] = {}
         self._changed = asyncio.Event()
+        # Somebody reads what waits here; an outcome waits for it.
+        self._awaited = asyncio.Event()
         self._hurry = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._eager = False
+        self._rests_until = 0.0
         self._closing = False
 
     # --- the handlers' side -------------------------------------------------------------------------------------------
@@ -83,7 +93,7 @@ class EventBuffer:
         while not self._added(job, events):
             self._has_room.clear()
             await self._has_room.wait()
-        self._changed.set()
+        self._stir()
 
     def add_blocking(self, job: RunningJob, events: list[tuple[str, str]]) -> None:
         """Take events in, for a handler in a thread. Raises LeaseLost."""
@@ -93,7 +103,7 @@ class EventBuffer:
             with self._room:
                 self._room.wait(LOOK_SECONDS)
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the worker with it
-            self._loop.call_soon_threadsafe(self._changed.set)
+            self._loop.call_soon_threadsafe(self._stir)
 
     def _added(self, job: RunningJob, events: list[tuple[str, str]]) -> bool:
         key = (str(job.job_id), job.lease_token)
@@ -106,10 +116,16 @@ class EventBuffer:
             if saying is None:
                 saying = self._sayings[key] = _Saying()
             saying.unstored += len(events)
+            self._eager = self._eager or saying.followed
             for name, data in events:
                 self._waiting.append(NewEvent(*key, name, data))
                 self._bytes += len(data)
         return True
+
+    def _stir(self) -> None:
+        self._changed.set()
+        if self._eager:
+            self._awaited.set()
 
     # --- the worker's side --------------------------------------------------------------------------------------------
 
@@ -129,7 +145,7 @@ class EventBuffer:
             saying = self._sayings.get(key)
             if saying is not None and saying.unstored and not saying.lost and not self._closing:
                 saying.then.append(then)
-                self._hurry.set()
+                self._hurry_up()
                 return
         then()
 
@@ -152,19 +168,33 @@ class EventBuffer:
                 if not self._waiting:
                     await self._changed.wait()
                     continue
-            if not self._hurry.is_set() and len(self._waiting) < MAX_BATCH_EVENTS:
-                await _until(self._hurry, GATHER_SECONDS)
+            await self._gather()
             self._hurry.clear()
+            self._awaited.clear()
             while batch := self._next_batch():
                 await self._store(batch)
+                self._rests_until = self._loop.time() + REST_SECONDS
                 if not self._closing and len(self._waiting) < MAX_BATCH_EVENTS and not self._hurry.is_set():
                     break
+
+    async def _gather(self) -> None:
+        """Let more come, as long as nobody waits for what is here and it fills no batch."""
+        if len(self._waiting) >= MAX_BATCH_EVENTS:
+            return
+        until = self._loop.time() + GATHER_SECONDS
+        await _until(self._hurry, self._rests_until - self._loop.time())
+        if not self._hurry.is_set() and not self._eager:
+            await _until(self._awaited, until - self._loop.time())
 
     def close(self) -> None:
         """End `run` when all is stored."""
         self._closing = True
         self._changed.set()
+        self._hurry_up()
+
+    def _hurry_up(self) -> None:
         self._hurry.set()
+        self._awaited.set()
 
     def give_up(self) -> None:
         """Store no more, and let the outcomes go that wait for it."""
@@ -193,6 +223,8 @@ class EventBuffer:
                 if saying is not None and not saying.lost:
                     batch.append(event)
             self._bytes -= size
+            if not self._waiting:
+                self._eager = False
             self._room.notify_all()
         self._has_room.set()
         return batch
@@ -224,7 +256,8 @@ class EventBuffer:
                 if answer is None or not answer.accepted:
                     self._lose(key)
                 else:
-                    self._saying(key).appended = answer.appended
+                    saying = self._saying(key)
+                    saying.appended, saying.followed = answer.appended, bool(answer.followed)
             break
         self._done(batch)
 
@@ -306,6 +339,8 @@ def _is_about_data(error: Exception) -> bool:
 
 
 async def _until(event: asyncio.Event, seconds: float) -> None:
+    if seconds <= 0 or event.is_set():
+        return
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

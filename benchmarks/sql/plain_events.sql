@@ -1,0 +1,1 @@
+create table plain_events (like queue_pg.job_events including all)

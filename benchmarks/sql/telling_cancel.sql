@@ -1,0 +1,1 @@
+select queue_pg.cancel(id) from queue_pg.jobs

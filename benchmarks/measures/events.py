@@ -24,9 +24,9 @@ METHOD = """\
 *job.log* and *job.stream*: a handler says 100,000 log lines of some 60 characters, or tokens of 10, one call each, in a
 worker as `queue-pg worker` runs it; the clock runs from its first call until its job is recorded as completed, which is
 after all that it has said is stored. *append_events*: the same lines by `queue_pg.append_events` from one connection,
-in batches as large as the worker's, fenced by the lease, with their numbers and the job's row. *Bare INSERT* puts the same
-rows in batches of the same size into `create table (like queue_pg.job_events including all)`, numbered by the client.
-Postgres CPU is that of all the server's processes, writer CPU that of the worker."""
+in batches as large as the worker's, fenced by the lease, with their numbers and the job's row. *Bare INSERT* puts the
+same rows in batches of the same size into `create table (like queue_pg.job_events including all)`, numbered by the
+client. Postgres CPU is that of all the server's processes, writer CPU that of the worker."""
 METRICS = (
     Metric(name="rate", label="events/s", plot=True),
     Metric(name="pg_us", label="Postgres CPU an event", unit="µs", digits=1),

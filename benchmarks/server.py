@@ -113,8 +113,9 @@ class Server:
 
         A new one is 16 MB of zeros, written and flushed while all commits wait: 25 to 60 ms, twice a second.
         """
-        missing = SEGMENTS - int(self._admin.execute("select count(*) from pg_ls_waldir()").fetchone()[0])
-        for _ in range(missing):
+        row = self._admin.execute("select count(*) from pg_ls_waldir()").fetchone()
+        assert row is not None
+        for _ in range(SEGMENTS - int(row[0])):
             self._admin.execute("select pg_logical_emit_message(false, 'bench', 'a segment')")
             self._admin.execute("select pg_switch_wal()")
         self._admin.execute("checkpoint")

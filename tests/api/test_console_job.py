@@ -116,9 +116,11 @@ async def test_a_retry_may_do_the_steps_again(web: httpx.AsyncClient, prefix: st
     headline = await part(web, prefix, claimed.id, "headline")
     assert headline.all("input", name="fresh")
     address = f"{prefix}/console/jobs/{claimed.id}/retry"
-    answer = await post(web, address, max_attempts="zero")
+    answer = await post(web, address, max_attempts="zero", fresh="yes")
     assert answer.status_code == 422
     root = read(answer.text, prefix)
+    assert root.all("html")[0].attributes["data-here"] == address.removesuffix("/retry")
+    assert "checked" in root.all("input", name="fresh")[0].attributes
     assert root.all("input", name="max_attempts")[0].attributes["value"] == "zero"
     assert root.all("p", id="fault-retry")
     assert (await post(web, address, fresh="yes")).status_code == 303

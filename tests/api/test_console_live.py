@@ -316,6 +316,17 @@ async def test_a_slow_connection_is_no_slow_look(served: Any, queue: Queue, monk
     assert (await figures.overview()).totals["queued"] == 1
 
 
+async def test_one_that_is_slow_holds_up_no_others(served: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(*_: object) -> object:
+        raise TooSlow("slow")
+
+    monkeypatch.setitem(figures_module.LOOKS_AT_ONE, "family", slow)
+    job = await queue.submit("chat")
+    async with watching(served.url, "jobs", f"family:{job.id}", f"batch:{job.id}") as stream:
+        await queue.submit("chat")
+        assert await stream.topics_until("jobs") == {"jobs"}
+
+
 async def test_viewers_are_bounded(pulse: Pulse) -> None:
     for _ in range(MAX_VIEWERS):
         pulse.enter(["jobs"])

@@ -159,7 +159,8 @@ async def test_a_schedule_and_its_buttons(web: httpx.AsyncClient, prefix: str, q
     answer = await post(web, f"{place}/run")
     job = await queue.get(answer.headers["location"].rpartition("/")[2])
     assert (job.kind, job.metadata["schedule"]["name"]) == ("report", name)
-    assert (await post(web, f"{place}/pause", back="list")).headers["location"] == f"{prefix}/console/schedules"
+    answer = await post(web, f"{place}/pause?cursor=a&limit=3", back="list")
+    assert answer.headers["location"] == f"{prefix}/console/schedules?cursor=a&limit=3"
     assert (await queue.get_schedule(name)).paused
     assert "paused" in (await page_of(web, f"{prefix}/console/schedules", prefix)).all("tbody")[0].text
     assert "paused" in (await page_of(web, place, prefix)).text
@@ -347,6 +348,9 @@ async def test_limits_by_form(web: httpx.AsyncClient, prefix: str, queue: Queue)
         web, f"{place}/set?scope=key", scope="key", name=key, rate="60", per="minute", burst="10", max_running=""
     )
     assert answer.headers["location"] == f"{place}?scope=key"
+    part = await web.get(f"{place}?scope=key&limit=1&cursor=key:a&part=limits")
+    [form] = [each for each in read(part.text, prefix).all("form") if "/pause" in each.attributes["action"]]
+    assert form.attributes["action"] == f"{place}/pause?scope=key&limit=1&cursor=key%3Aa"
     made = await queue.get_limit("key", key)
     assert (made.rate, made.per, made.burst, made.max_running) == (60, "minute", 10, None)
     root = await page_of(web, place, prefix)

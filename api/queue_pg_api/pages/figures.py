@@ -20,7 +20,7 @@ from psycopg import AsyncConnection
 
 from queue_pg import batch_store, limit_store, store
 from queue_pg.client import Queue
-from queue_pg.errors import JobNotFound
+from queue_pg.errors import JobNotFound, TooSlow
 from queue_pg.look_plans import look_schedules_mark
 from queue_pg.looking import look_family, look_marks, looking, now
 from queue_pg.models import QueueStats
@@ -103,14 +103,12 @@ class Figures:
             if ids := _ids("job", topics):
                 found = await look_marks(conn, ids, org=self._org)
                 marks |= {f"job:{job_id}": mark for job_id, mark in found.items()}
-            for job_id in _ids("family", topics):
-                with suppress(JobNotFound):
-                    family = await look_family(conn, job_id, org=self._org, limit=MAX_EDGES)
-                    marks[f"family:{job_id}"] = _digest((family.relatives, family.edges))
-            for batch_id in _ids("batch", topics):
-                marks[f"batch:{batch_id}"] = _digest(
-                    await batch_store.get_batch(conn, batch_id, org=self._org, with_states=False)
-                )
+        for topic in sorted(topics):
+            if look := LOOKS_AT_ONE.get(topic.partition(":")[0]):
+                # Each by itself: one that takes too long holds up no others, and its page finds out when it looks.
+                with suppress(TooSlow):
+                    async with self.looking() as conn:
+                        marks[topic] = _digest(await look(conn, UUID(topic.partition(":")[2]), self._org))
         return marks
 
     @property
@@ -138,6 +136,19 @@ async def _limits(conn: AsyncConnection[Any], org: str) -> object:
     return await limit_store.limits(conn, org=org, limit=WATCHED)
 
 
+async def _family(conn: AsyncConnection[Any], job_id: UUID, org: str) -> object:
+    try:
+        family = await look_family(conn, job_id, org=org, limit=MAX_EDGES)
+    except JobNotFound:
+        return None
+    return family.relatives, family.edges
+
+
+async def _batch(conn: AsyncConnection[Any], batch_id: UUID, org: str) -> object:
+    return await batch_store.get_batch(conn, batch_id, org=org, with_states=False)
+
+
+LOOKS_AT_ONE = {"family": _family, "batch": _batch}
 # What of a list is watched for changes. Of batches and limits the first ones; those behind them change with the jobs.
 LISTS = {"workers": _workers, "schedules": _schedules, "batches": _batches, "limits": _limits}
 

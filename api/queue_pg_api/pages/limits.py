@@ -13,7 +13,7 @@ from queue_pg.looking import now
 from queue_pg_api.bodies import check_model
 from queue_pg_api.errors import invalid, not_found
 from queue_pg_api.pages.forms import check_fields, whole
-from queue_pg_api.pages.lists import DEFAULT_LIMIT, ListPage, asked, filters, pages
+from queue_pg_api.pages.lists import DEFAULT_LIMIT, ListPage, asked, pages
 from queue_pg_api.pages.page import Context, Region, Visit
 from queue_pg_api.pages.queues import PAUSES
 from queue_pg_api.routes.limits import LimitBody, LimitList
@@ -76,7 +76,7 @@ async def act(visit: Visit) -> Response:
                 await visit.queue.resume_limit(scope, name)
             case _:
                 await visit.queue.remove_limit(scope, name)
-        return visit.url("limits", filters(visit, FILTERS))
+        return visit.here("limits")
 
     if word not in {"set", "pause", "resume", "remove"}:
         raise not_found("There is no such page.")

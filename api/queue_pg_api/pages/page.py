@@ -73,6 +73,15 @@ class Visit:
         """Return the path of a page where this app is mounted; query values that are empty are left out."""
         return address(str(self.request.scope.get("root_path", "")), name, query or {}, params)
 
+    def here(self, name: str) -> str:
+        """Return the address of the page of this name that is shown; a form that was refused has another."""
+        return self.url(name, self.kept, **self.request.path_params)
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """What the address asks for of a list: an action leads back to the same part of it."""
+        return {key: value for key, value in self.request.query_params.items() if key not in {"part", "set"}}
+
     def form(self, name: str, /, **defaults: object) -> FormState:
         """Return what a form is to show: its defaults, or what was in it when it was refused."""
         values = {key: "" if value is None else str(value) for key, value in defaults.items()}

@@ -41,7 +41,7 @@ async def act(visit: Visit) -> Response:
     """Pause, resume, run or delete a schedule, and go back to where the form was."""
     name, word = name_of(visit), str(visit.request.path_params["act"])
     form = await read_form(visit.request)
-    back = visit.url("schedules") if form.get("back") == "list" else visit.url("schedule", name=name)
+    back = visit.here("schedules") if form.get("back") == "list" else visit.url("schedule", name=name)
     match word:
         case "pause":
             await visit.queue.pause_schedule(name)

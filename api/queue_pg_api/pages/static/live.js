@@ -117,9 +117,9 @@ export class Live {
     this.fetching.add(name);
     let html = null;
     try {
-      const url = new URL(location.href);
+      // Not the address of a form that was refused.
+      const url = new URL(document.documentElement.dataset.here, location.href);
       url.searchParams.set("part", name);
-      url.hash = "";
       const answer = await fetch(url, { headers: { accept: "text/html" }, cache: "no-store" });
       if (answer.ok) html = await answer.text();
       else this.say(`Not up to date: ${(await answer.text()).slice(0, 300)}`);

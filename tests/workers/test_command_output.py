@@ -210,6 +210,21 @@ os.symlink('/etc', 'etc'); os.chmod('.', 0)
     assert "passwd" in os.listdir("/etc")
 
 
+async def test_what_is_put_in_the_place_of_a_workspace_is_removed_too(dsn: str, queue: Queue, tmp_path: Path) -> None:
+    code = """
+import os
+home = os.getcwd()
+os.rename(home, home + '-moved'); os.makedirs(home + '/full/of'); open(home + '/full/of/things', 'w').close()
+open(home + '-file', 'w').close(); os.symlink('/etc', home + '-link'); os.mkdir(home + '-shut', 0)
+"""
+    async with commands(dsn, tmp_path / "ws"):
+        job = await run(queue, *python(code))
+        assert job.state == "completed", job.error
+        [folder] = set(os.listdir(tmp_path / "ws")) - {"lock"}
+        assert os.listdir(tmp_path / "ws" / folder) == ["lock"]
+    assert "passwd" in os.listdir("/etc")
+
+
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 

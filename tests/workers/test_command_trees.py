@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -165,7 +166,7 @@ async def test_a_worker_that_stops(dsn: str, queue: Queue, tmp_path: Path) -> No
         pids = await pids_of(queue, job)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
-        await all_gone(pids, 0)
+        await all_gone(pids, SECONDS)
     again = await queue.get(job.id)
     assert (again.state, again.attempt) == ("queued", 0)
     assert [path.name for path in (tmp_path / "ws").iterdir()] == ["lock"]
@@ -201,6 +202,58 @@ async def test_a_killed_worker_leaves_no_orphan(dsn: str, queue: Queue, tmp_path
         assert not left.exists()
         await process.logged("which a dead worker has left")
         assert len(list(folder.iterdir())) == 2
+
+
+async def test_a_killed_worker_whose_sockets_others_hold(dsn: str, queue: Queue, tmp_path: Path) -> None:
+    """A child that a handler has forked has copies of all descriptors, so that none of them closes."""
+    (tmp_path / "holding.py").write_text("""
+import os, signal
+from queue_pg import task
+
+@task
+def hold() -> int:
+    if not (pid := os.fork()):
+        os.closerange(0, 3)
+        while True: signal.pause()
+    return pid
+""")
+    settings = {"QUEUE_PG_COMMANDS": "any", "COMMAND_TEMP_DIR": str(tmp_path / "ws"), "PYTHONWARNINGS": "ignore"}
+    async with worker_process(dsn, "holding", cwd=tmp_path, env=settings) as process:
+        await process.logged("serves default")
+        job = await submit_tree(queue)
+        pids = await pids_of(queue, job)
+        holder = await queue.submit("hold")
+        forked = (await queue.wait(holder.id, timeout=20)).result
+        try:
+            process.signal(signal.SIGKILL)
+            await all_gone(pids, SECONDS)
+        finally:
+            os.kill(forked, signal.SIGKILL)
+
+
+async def test_an_output_that_others_hold_open(dsn: str, queue: Queue, tmp_path: Path) -> None:
+    """A process that is not below the command has got its output; it is not waited for."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        code = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+print('said', flush=True)
+socket.send_fds(s, [b'x'], [1, 2])
+"""
+        async with commands(dsn, tmp_path / "ws"):
+            job = await queue.submit("command", {"cmd": python(code, path)})
+            connection, _ = await asyncio.to_thread(server.accept)
+            with connection:
+                _, held, _, _ = await asyncio.to_thread(socket.recv_fds, connection, 10, 2)
+                try:
+                    ended = await queue.wait(job.id, timeout=20)
+                finally:
+                    for descriptor in held:
+                        os.close(descriptor)
+    assert (ended.state, ended.result["stdout"]) == ("completed", "said\n")
 
 
 async def test_a_worker_below_a_supervisor_that_is_killed(dsn: str, queue: Queue, tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ class Output:
     def __init__(self, stream: str, allowance: Allowance, say: Say) -> None:
         self.stream = stream
         self.cut_bytes = 0
+        # Whether all that has come is logged, and more is waited for.
+        self.waits = False
         self._allowance = allowance
         self._say = say
         self._lines = Lines()
@@ -88,12 +90,19 @@ class Output:
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         """Log what comes until the end of the stream. Raises LeaseLost."""
-        while data := await reader.read(READ_BYTES):
+        while data := await self._more(reader):
             await self._take(data)
         await self._take(b"", end=True)
         if self.cut_bytes:
             note = f"[{self.cut_bytes:,} more bytes of {self.stream} are not in the log]"
             await self._say([log_event(note, self.stream, {"cut_bytes": self.cut_bytes})])
+
+    async def _more(self, reader: asyncio.StreamReader) -> bytes:
+        self.waits = True
+        try:
+            return await reader.read(READ_BYTES)
+        finally:
+            self.waits = False
 
     async def _take(self, data: bytes, *, end: bool = False) -> None:
         self._size += len(data)

@@ -241,9 +241,7 @@ class _Attempt:
             watching.add(asyncio.create_task(asyncio.sleep(timeout_seconds), name="timeout"))
         try:
             await self._until_over(reading, watching)
-            # Whoever holds the output open has lost the keeper; and one who was stopped says nothing any more.
-            patience = LOST_SECONDS if self._kept.end.result() == Ended() else None
-            await self._until_read(reading, patience)
+            await self._until_read(reading)
         finally:
             for task in (*reading, *watching):
                 task.cancel()
@@ -264,18 +262,20 @@ class _Attempt:
                 self.reason = "timeout" if any(task.get_name() == "timeout" for task in found) else "workspace_full"
                 self._kept.stop(self._settings.grace_seconds)
 
-    async def _until_read(self, reading: list[asyncio.Task[None]], patience: float | None) -> None:
+    async def _until_read(self, reading: list[asyncio.Task[None]]) -> None:
+        """Wait until all that was said is logged. Somebody else may hold the output open, and is not waited for."""
         stopped = asyncio.create_task(self._stopped.wait())
         try:
             left: set[asyncio.Task[Any]] = set(reading)
             while left and not stopped.done():
                 done, pending = await asyncio.wait(
-                    {*left, stopped}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                    {*left, stopped}, timeout=LOST_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done - {stopped}:
                     task.result()
                 left = pending - {stopped}
-                if not done:
+                open_ends = [output for output, task in zip(self._outputs, reading, strict=True) if task in left]
+                if not done and all(output.waits for output in open_ends):
                     return
         finally:
             stopped.cancel()

@@ -80,6 +80,7 @@ class Workspaces:
         self._user = user
         # Who may pass through to a workspace cannot list the others.
         self._mode = 0o711 if user is not None else 0o700
+        self._active: set[str] = set()
         self.root = folder or Path(tempfile.gettempdir()) / f"queue-pg-commands-{os.geteuid()}"
         self._own_root()
         with self._alone():
@@ -93,6 +94,7 @@ class Workspaces:
     def make(self) -> Workspace:
         """Make the folder of an attempt, with `artifacts` and `tmp` in it."""
         name = secrets.token_hex(16)
+        self._active.add(name)
         os.mkdir(name, 0o700, dir_fd=self._descriptor)
         workspace = Workspace(self.path / name, os.open(name, FOLDER, dir_fd=self._descriptor))
         for folder in (ARTIFACTS, TMP):
@@ -104,10 +106,16 @@ class Workspaces:
         return workspace
 
     def remove(self, workspace: Workspace) -> None:
-        """Remove the folder of an attempt that has ended; what cannot be removed is logged."""
+        """Remove the folder of an attempt that has ended, and what the command has put beside it or in its place.
+
+        What cannot be removed is logged, and tried again with the next one.
+        """
+        self._active.discard(workspace.path.name)
         try:
             empty(workspace.descriptor)
-            os.rmdir(workspace.path.name, dir_fd=self._descriptor)
+            for name in os.listdir(self._descriptor):
+                if name != LOCK and name not in self._active:
+                    _remove_entry(self._descriptor, name)
         except OSError as error:
             log.warning("the workspace %s could not be removed: %s", workspace.path, error)
         finally:
@@ -182,16 +190,28 @@ def _locked(path: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
+    parent = os.open(folder.parent, FOLDER)
     try:
-        descriptor = os.open(folder, FOLDER)
-    except NotADirectoryError:
-        folder.unlink()
-        return
-    try:
-        empty(descriptor)
+        _remove_entry(parent, folder.name)
     finally:
-        os.close(descriptor)
-    folder.rmdir()
+        os.close(parent)
+
+
+def _remove_entry(folder: int, name: str) -> None:
+    # Another attempt that ends may be removing it too.
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            child = _open_to_change(folder, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            os.unlink(name, dir_fd=folder)
+            return
+        try:
+            empty(child)
+        finally:
+            os.close(child)
+        os.rmdir(name, dir_fd=folder)
 
 
 def empty(folder: int) -> None:
@@ -222,7 +242,8 @@ def _unlink_files(folder: int) -> list[str]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
             else:
-                os.unlink(entry.name, dir_fd=folder)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=folder)
     return folders
 
 

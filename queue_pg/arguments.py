@@ -137,6 +137,11 @@ def max_attempts(value: Any) -> None:
         raise InvalidJob("max_attempts", f"must be an integer from 1 to {MAX_ATTEMPTS:,}")
 
 
+def priority(value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not -32_768 <= value <= 32_767:
+        raise InvalidJob("priority", "must be an integer from -32,768 to 32,767")
+
+
 def check_filters(**given: str | None) -> None:
     """Refuse texts that Postgres cannot take as a parameter."""
     for field, value in given.items():

@@ -412,6 +412,19 @@ class Queue(
             raise JobNotFound(known)
         return job
 
+    async def reprioritize(self, job_id: UUID | str, priority: int) -> Job:
+        """Give an unfinished job another priority, higher first; one that runs has it when it is run again.
+
+        Raises InvalidTransition for one that has ended.
+        """
+        known = arguments.job_id(job_id)
+        arguments.priority(priority)
+        async with self.connection() as conn:
+            job = await store.reprioritize(conn, known, priority, org=self.org)
+        if job is None:
+            raise JobNotFound(known)
+        return job
+
     async def pause(self, queue: str, until: datetime | None = None) -> None:
         """Stop claims from a queue until a moment, or until `resume`."""
         arguments.check_filters(queue=queue)

@@ -415,6 +415,19 @@ class SyncQueue(
             raise JobNotFound(known)
         return job
 
+    def reprioritize(self, job_id: UUID | str, priority: int) -> Job:
+        """Give an unfinished job another priority, higher first; one that runs has it when it is run again.
+
+        Raises InvalidTransition for one that has ended.
+        """
+        known = arguments.job_id(job_id)
+        arguments.priority(priority)
+        with self.connection() as conn:
+            job = store.reprioritize(conn, known, priority, org=self.org)
+        if job is None:
+            raise JobNotFound(known)
+        return job
+
     def pause(self, queue: str, until: datetime | None = None) -> None:
         """Stop claims from a queue until a moment, or until `resume`."""
         arguments.check_filters(queue=queue)

@@ -243,6 +243,14 @@ async def retry(
     return rows.job(found[0]) if found else None
 
 
+async def reprioritize(
+    conn: AsyncConnection[Any], job_id: UUID, priority: int, *, org: str | None = None
+) -> Job | None:
+    """Give an unfinished job another priority; None: no such job in this org. A finished one raises QP002."""
+    found = await _all(conn, "reprioritize", {"id": job_id, "priority": priority, "org": org})
+    return rows.job(found[0]) if found else None
+
+
 async def configure(conn: AsyncConnection[Any], defaults: InstanceDefaults) -> None:
     await _run(conn, "configure", asdict(defaults))
 

@@ -246,6 +246,14 @@ def retry(
     return rows.job(found[0]) if found else None
 
 
+def reprioritize(
+    conn: Connection[Any], job_id: UUID, priority: int, *, org: str | None = None
+) -> Job | None:
+    """Give an unfinished job another priority; None: no such job in this org. A finished one raises QP002."""
+    found = _all(conn, "reprioritize", {"id": job_id, "priority": priority, "org": org})
+    return rows.job(found[0]) if found else None
+
+
 def configure(conn: Connection[Any], defaults: InstanceDefaults) -> None:
     _run(conn, "configure", asdict(defaults))
 

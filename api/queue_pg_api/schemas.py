@@ -413,6 +413,10 @@ class RetryBody(Body):
     fresh: bool = Field(False, description="True: do the steps again that it has finished.")
 
 
+class ReprioritizeBody(Body):
+    priority: Priority
+
+
 class SignalBody(Body):
     payload: Any = Field(None, description="What `wait_for_event` returns to the handler.")
 

@@ -113,6 +113,45 @@ $$;
 
 comment on function queue_pg.retry is 'Puts a failed or cancelled job back into its queue, its attempts counted anew.';
 
+-- Gives an unfinished job another priority, higher first; one that runs has it when it comes back into its queue. Returns the
+-- job. Its priority already: nothing happens. Raises QP001, QP002 for a job that has ended, QP005.
+create or replace function queue_pg.reprioritize(id uuid, priority integer) returns setof queue_pg.all_jobs
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_was integer;
+  v_state text;
+begin
+  if reprioritize.priority is null or reprioritize.priority not between -32768 and 32767 then
+    perform queue_pg.raise_invalid('priority', 'must be from -32,768 to 32,767');
+  end if;
+  loop
+    select j.priority into v_was from queue_pg.jobs j where j.id = reprioritize.id for no key update;
+    if found then
+      if v_was <> reprioritize.priority then
+        perform queue_pg.record_events(
+          array[reprioritize.id], array['reprioritized'],
+          array[jsonb_build_object('was', v_was, 'priority', reprioritize.priority)]);
+        update queue_pg.jobs j set priority = reprioritize.priority where j.id = reprioritize.id;
+      end if;
+      exit;
+    end if;
+    v_state := queue_pg.state_of(reprioritize.id);
+    if v_state is null then
+      perform queue_pg.raise_not_found(reprioritize.id);
+    elsif v_state in ('completed', 'failed', 'cancelled') then
+      perform queue_pg.raise_wrong_state(reprioritize.id, 'reprioritize', v_state);
+    end if;
+    -- Live again: somebody retried it between the two looks.
+  end loop;
+  return query select a.* from queue_pg.job(reprioritize.id) a;
+end
+$$;
+
+comment on function queue_pg.reprioritize is 'Gives an unfinished job another priority, higher first.';
+
 -- Stops claims from a queue, until a moment or until resumed. What runs goes on.
 create or replace function queue_pg.pause_queue(queue text, until timestamptz default null, org text default 'default')
 returns void

@@ -1,4 +1,4 @@
-"""`get`, `wait`, `list`, `cancel`, `retry`, `why`: commands about jobs that exist."""
+"""`get`, `wait`, `list`, `cancel`, `retry`, `reprioritize`, `why`: commands about jobs that exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from queue_pg.cli.output import (
     say,
 )
 from queue_pg.cli.root import report
-from queue_pg.cli.values import choice, parse_duration, parse_id
+from queue_pg.cli.values import choice, parse_duration, parse_id, parse_priority
 from queue_pg.errors import QueuePgError, WaitTimeout
 from queue_pg.models import JobState
 
@@ -46,6 +46,7 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_jobs)
     app.command("cancel")(cancel)
     app.command("retry")(retry)
+    app.command("reprioritize")(reprioritize)
     app.command("why")(why)
 
 
@@ -170,6 +171,21 @@ def retry(
     """Run failed or cancelled jobs again."""
     with open_queue(database_url) as queue:
         _each(job_ids, lambda job_id: queue.retry(parse_id(job_id), max_attempts, fresh=fresh), as_json=as_json)
+
+
+def reprioritize(
+    job_ids: JobIds,
+    priority: Annotated[
+        str,
+        typer.Option(help="Higher runs first: a number, or critical, high, normal, low, batch.", show_default=False),
+    ],
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Give unfinished jobs another priority."""
+    number = parse_priority(priority)
+    with open_queue(database_url) as queue:
+        _each(job_ids, lambda job_id: queue.reprioritize(parse_id(job_id), number), as_json=as_json)
 
 
 def why(job_id: JobId, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:

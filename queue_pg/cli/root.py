@@ -29,6 +29,7 @@ BUILT_IN = {
     "list": "jobs",
     "cancel": "jobs",
     "retry": "jobs",
+    "reprioritize": "jobs",
     "why": "jobs",
     "artifacts": "artifacts",
     "templates": "templates",

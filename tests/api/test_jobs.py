@@ -387,3 +387,35 @@ async def test_submissions_that_come_together_are_answered_each(
     ids = [answer.json()["id"] for answer in found if answer.status_code == 201]
     rows = await (await conn.execute("select id::text, payload from queue_pg.jobs order by payload")).fetchall()
     assert rows == list(zip(ids, (n for n in range(40) if n not in (7, 9)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "number"), [("critical", 20), ("HIGH", 10), ("normal", 0), ("low", -10), ("batch", -20), (7, 7)]
+)
+async def test_another_priority(client: httpx.AsyncClient, given: Any, number: int) -> None:
+    job = (await client.post("/jobs", json={"kind": "chat", "priority": 3})).json()
+    answer = await client.post(f"/jobs/{job['id']}/reprioritize", json={"priority": given})
+    assert (answer.status_code, answer.json()["priority"]) == (200, number)
+    answers.JobAnswer.model_validate(answer.json())
+    assert (await client.get(f"/jobs/{job['id']}")).json()["priority"] == number
+
+
+async def test_priorities_that_cannot_be(client: httpx.AsyncClient) -> None:
+    job = (await client.post("/jobs", json={"kind": "chat"})).json()
+    path = f"/jobs/{job['id']}/reprioritize"
+    for body in (
+        {},
+        {"priority": "urgent"},
+        {"priority": "5"},
+        {"priority": 1.5},
+        {"priority": 32_768},
+        {"priority": None},
+    ):
+        refused = await client.post(path, json=body)
+        assert (refused.status_code, refused.json()["field"]) == (422, "priority")
+    for absent in ("018f0000-0000-7000-8000-000000000000", "x"):
+        refused = await client.post(f"/jobs/{absent}/reprioritize", json={"priority": 1})
+        assert (refused.status_code, refused.json()["code"]) == (404, "job_not_found")
+    await client.post(f"/jobs/{job['id']}/cancel")
+    refused = await client.post(path, json={"priority": 1})
+    assert (refused.status_code, refused.json()["code"], refused.json()["state"]) == (409, "wrong_state", "cancelled")

@@ -193,3 +193,19 @@ def test_why_a_job_does_not_run(cli: Any, work: Any) -> None:
     assert (found["state"], found["reasons"][0]["reason"]) == ("queued", "no_worker")
     cli("queues", "pause", "default")
     assert "paused" in cli("why", job_id).out
+
+
+def test_another_priority(cli: Any, work: Any) -> None:
+    first, second = str(submit(work)), str(submit(work))
+    both = cli("reprioritize", first, second, "--priority", "high")
+    assert both.err == ""
+    assert both.out == f"{first} queued\n{second} queued\n"
+    assert cli("get", first, "--json").json["priority"] == 10
+    assert cli("reprioritize", second, "--priority", "-5", "--json").json["priority"] == -5
+    assert cli("reprioritize", second, "--priority", "urgent").code == 2
+    assert cli("reprioritize", second).code == 2
+    done = str(work.complete())
+    assert (cli("reprioritize", done, "--priority", "1").code, cli("reprioritize", "x", "--priority", "1").code) == (
+        6,
+        4,
+    )

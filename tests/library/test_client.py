@@ -491,3 +491,25 @@ def test_the_blocking_twin_does_the_same(dsn: str) -> None:
         assert [stats.completed for stats in queue.stats()] == [1]
         assert queue.workers() == []
         assert "chat" in {kind.kind for kind in queue.kinds()}
+
+
+@pytest.mark.parametrize("priority", [None, True, "1", 1.5, 32_768, -32_769])
+async def test_a_priority_that_cannot_be(queue: Queue, priority: Any) -> None:
+    job = await queue.submit("k")
+    with pytest.raises(InvalidJob) as refused:
+        await queue.reprioritize(job.id, priority)
+    assert refused.value.field == "priority"
+
+
+async def test_another_priority(dsn: str, queue: Queue) -> None:
+    job = await queue.submit("k")
+    assert (await queue.reprioritize(job.id, 5)).priority == 5
+    with SyncQueue(dsn, notify=False) as blocking:
+        assert blocking.reprioritize(job.id, -5).priority == -5
+    async with Queue(dsn, org="acme", notify=False) as stranger:
+        with pytest.raises(JobNotFound):
+            await stranger.reprioritize(job.id, 1)
+    await queue.cancel(job.id)
+    with pytest.raises(InvalidTransition) as ended:
+        await queue.reprioritize(job.id, 1)
+    assert (ended.value.action, ended.value.state) == ("reprioritize", "cancelled")

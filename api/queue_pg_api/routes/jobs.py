@@ -23,6 +23,7 @@ from queue_pg_api.schemas import (
     JobWait,
     NoBody,
     NoQuery,
+    ReprioritizeBody,
     RetryBody,
     SubmitBody,
     SubmitByTemplateBody,
@@ -157,3 +158,9 @@ async def retry_job(call: Call[NoQuery, RetryBody]) -> Response:
     """
     body = call.body
     return json_response(job_json(await call.queue.retry(call.job_id, body.max_attempts, fresh=body.fresh)))
+
+
+@endpoints.post("/jobs/{id}/reprioritize", answers={200: JobAnswer}, refuses=(403, 404, 409, 413, 415, 422, 503))
+async def reprioritize_job(call: Call[NoQuery, ReprioritizeBody]) -> Response:
+    """Give an unfinished job another priority, a number or a name; one that runs has it when it is run again."""
+    return json_response(job_json(await call.queue.reprioritize(call.job_id, call.body.priority)))

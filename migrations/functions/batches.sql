@@ -176,7 +176,7 @@ begin
   end if;
   select k into v_unknown from jsonb_object_keys(spec) k
   where k not in ('kind', 'payload', 'queue', 'priority', 'delay_seconds', 'max_attempts', 'timeout_seconds', 'tags',
-    'metadata', 'traceparent')
+    'metadata', 'traceparent', 'limit_key', 'cost')
   limit 1;
   if found then
     perform queue_pg.raise_invalid(field || '.' || v_unknown, 'is no field of a callback');
@@ -196,10 +196,10 @@ begin
   perform r.kind::queue_pg.kind, r.queue::queue_pg.queue, r.priority, r.max_attempts::queue_pg.max_attempts,
     (r.timeout_seconds * interval '1 second')::queue_pg.timeout, r.tags::queue_pg.tags,
     nullif(r.metadata, 'null')::queue_pg.metadata, nullif(r.payload, 'null')::queue_pg.payload,
-    r.traceparent::queue_pg.traceparent
+    r.traceparent::queue_pg.traceparent, r.limit_key::queue_pg.limit_key, r.cost::queue_pg.cost
   from jsonb_to_record(spec) as r (
     kind text, payload jsonb, queue text, priority smallint, max_attempts integer, timeout_seconds double precision,
-    tags text[], metadata jsonb, traceparent text);
+    tags text[], metadata jsonb, traceparent text, limit_key text, cost integer);
 exception when data_exception or check_violation then
   perform queue_pg.raise_invalid(field, sqlerrm);
 end

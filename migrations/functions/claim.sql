@@ -2,7 +2,8 @@
 --
 -- A lane is one (queue, org). Lanes that have work are visited in random order, each for its fair share first and then
 -- for what is left, so neither a queue nor a tenant can starve another; inside a lane the order is
--- priority desc, run_at, id, which is the order of index jobs_claim, so a claim reads just the rows it takes.
+-- priority desc, run_at, id, which is the order of index jobs_claim, so a claim reads just the rows it takes. Where the next
+-- jobs of lanes differ in cost, shares are by cost, as limited.sql has them.
 --
 -- Claimed jobs leave dead entries at the head of their lane until the next vacuum, and for hours when a long transaction
 -- elsewhere keeps them; each claim would walk over all of them again. So a claim counts the index pages it read. When
@@ -153,6 +154,8 @@ declare
   v_now timestamptz := queue_pg.now();
   v_index constant oid := 'queue_pg.jobs_claim'::regclass;
   v_after text := coalesce(current_setting('queue_pg.claim_after', true), '');
+  v_keyed_index constant oid := 'queue_pg.jobs_keyed'::regclass;
+  v_keyed_pages bigint;
   -- Floors are of one kind of claim: another may still want what this one has passed over.
   v_for text := hashtext(coalesce(kinds::text, '') || E'\x1f' || coalesce(only_org, ''));
   v_floors jsonb := coalesce(nullif(current_setting('queue_pg.floors', true), '')::jsonb -> v_for, '{}');
@@ -161,14 +164,19 @@ declare
   v_queue text;
   v_org text;
   v_known text;
+  v_cost integer;
+  v_known_cost integer;
+  -- Lanes that limited.sql has floors of: not probed either.
+  v_states jsonb := coalesce(nullif(current_setting('queue_pg.keyed', true), '')::jsonb -> v_for, '{}');
   v_paused boolean;
   -- Of limited queues, and jobs with keys: limited.sql takes those.
   v_limited boolean;
   v_keyed boolean;
   v_limited_queues text[] := '{}';
   v_limited_orgs text[] := '{}';
-  -- Tenants that have been probed for already.
+  -- Tenants that have been probed for already, and the costs of their next jobs.
   v_seen text[] := '{}';
+  v_seen_costs integer[] := '{}';
   v_wrapped boolean;
   -- Per queue, so that one with very many tenants leaves room for the others.
   v_most_lanes integer := greatest(500 / greatest(cardinality(queues), 1), 1);
@@ -178,6 +186,8 @@ declare
   v_stopped_wrapped boolean;
   v_lane_queues text[] := '{}';
   v_lane_orgs text[] := '{}';
+  -- Null: not known.
+  v_lane_costs integer[] := '{}';
   -- Per lane: behind which key there may be more.
   v_rests jsonb[] := '{}';
   v_lane record;
@@ -186,22 +196,30 @@ declare
   v_share integer;
   v_limit integer;
 begin
-  if cardinality(queues) = 1 and only_org is null and v_after = '' and v_floors = '{}' then
+  if cardinality(queues) = 1 and only_org is null and v_after = '' and v_floors = '{}'
+    and v_states = '{}'
+  then
     -- Mostly a worker serves one queue, and it has jobs of one tenant or of none: no list of lanes is needed for that.
     v_queue := queues[1];
     v_pages := pg_stat_get_xact_blocks_fetched(v_index);
-    select l.org, (
-      select j.org from queue_pg.jobs j
-      where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > l.org
-      order by j.org limit 1),
+    v_keyed_pages := pg_stat_get_xact_blocks_fetched(v_keyed_index);
+    select l.org, l.cost, n.org, n.cost,
       exists (select from queue_pg.jobs j where j.state = 'queued' and j.limit_key is not null and j.queue = v_queue)
-    into v_org, v_known, v_keyed
+    into v_org, v_cost, v_known, v_known_cost, v_keyed
     from (select) one left join (
-      select j.org from queue_pg.jobs j where j.state = 'queued' and j.limit_key is null and j.queue = v_queue
-      order by j.org limit 1) l on true;
+      select j.org, j.cost from queue_pg.jobs j where j.state = 'queued' and j.limit_key is null and j.queue = v_queue
+      order by j.org limit 1) l on true
+    left join lateral (
+      select j.org, j.cost from queue_pg.jobs j
+      where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > l.org
+      order by j.org limit 1) n on true;
     if v_org is not null then
       select q.paused_until > v_now, q.limited into v_paused, v_limited
       from queue_pg.queues q where q.org = v_org and q.queue = v_queue;
+    end if;
+    if not v_keyed and pg_stat_get_xact_blocks_fetched(v_keyed_index) - v_keyed_pages > 40 then
+      -- Nothing but dead entries: the session remembers it for a while.
+      v_keyed := queue_pg.has_keyed(queues, v_for);
     end if;
     if v_keyed or v_limited then
       null;
@@ -219,26 +237,34 @@ begin
       return v_pick.ids;
     end if;
     v_seen := array_remove(array[v_org, v_known], null);
+    v_seen_costs := array[v_cost, v_known_cost];
   end if;
 
   for v_queue in select distinct q from unnest(queues) q where q is not null loop
     v_org := coalesce(only_org, v_after);
     v_wrapped := v_after = '';
     v_pages := pg_stat_get_xact_blocks_fetched(v_index);
-    v_lanes := cardinality(v_lane_queues);
+    v_lanes := cardinality(v_lane_queues) + cardinality(v_limited_queues);
     loop
+      v_cost := null;
       -- One index probe finds the next tenant with work in this queue; a lane with a floor is not probed, but visited.
       if cardinality(v_seen) > 0 then
         v_org := v_seen[1];
+        v_cost := v_seen_costs[1];
         v_seen := v_seen[2:];
+        v_seen_costs := v_seen_costs[2:];
       elsif only_org is null then
         select min(o) into v_known from jsonb_object_keys(v_floors -> v_queue) o where o > v_org;
+        if v_states ? v_queue then
+          select least(v_known, min(o.key)) into v_known
+          from jsonb_each(v_states -> v_queue -> 'lanes') o where o.key > v_org and o.value ? '';
+        end if;
         if v_known is null then
-          select j.org into v_org from queue_pg.jobs j
+          select j.org, j.cost into v_org, v_cost from queue_pg.jobs j
           where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > v_org
           order by j.org limit 1;
         else
-          select j.org into v_org from queue_pg.jobs j
+          select j.org, j.cost into v_org, v_cost from queue_pg.jobs j
           where j.state = 'queued' and j.limit_key is null and j.queue = v_queue and j.org > v_org and j.org < v_known
           order by j.org limit 1;
         end if;
@@ -250,6 +276,9 @@ begin
           continue;
         end if;
         exit when v_wrapped and v_org > v_after and v_after <> '';
+        if v_cost is null then
+          v_cost := round((v_states -> v_queue -> 'lanes' -> v_org -> '' ->> 'cost')::numeric);
+        end if;
       end if;
       select q.paused_until > v_now, q.limited into v_paused, v_limited
       from queue_pg.queues q where q.org = v_org and q.queue = v_queue;
@@ -261,9 +290,10 @@ begin
       else
         v_lane_queues := v_lane_queues || v_queue;
         v_lane_orgs := v_lane_orgs || v_org;
+        v_lane_costs := v_lane_costs || v_cost;
       end if;
       exit when only_org is not null;
-      if cardinality(v_lane_queues) - v_lanes >= v_most_lanes then
+      if cardinality(v_lane_queues) + cardinality(v_limited_queues) - v_lanes >= v_most_lanes then
         -- All queues go on from one tenant: the first at which one of them stopped, or the tenants between are skipped.
         if not v_full or (v_wrapped, v_org) < (v_stopped_wrapped, v_stopped_at) then
           v_stopped_wrapped := v_wrapped;
@@ -273,28 +303,44 @@ begin
         exit;
       end if;
     end loop;
-    v_org := coalesce(only_org, 'default');
-    if cardinality(v_lane_queues) = v_lanes and pg_stat_get_xact_blocks_fetched(v_index) - v_pages > 40
-      and not exists (
-        select from queue_pg.queues q
-        where q.org = v_org and q.queue = v_queue and (q.paused_until > v_now or q.limited))
+    if cardinality(v_lane_queues) + cardinality(v_limited_queues) = v_lanes
+      and pg_stat_get_xact_blocks_fetched(v_index) - v_pages > 40
     then
       -- Nothing but dead entries, of a tenant that they do not tell; most jobs are of this one. Visiting its lane sets
       -- its floor, so that the next claim need not walk over them again.
-      v_lane_queues := v_lane_queues || v_queue;
-      v_lane_orgs := v_lane_orgs || v_org;
+      v_org := coalesce(only_org, 'default');
+      select q.paused_until > v_now, q.limited into v_paused, v_limited
+      from queue_pg.queues q where q.org = v_org and q.queue = v_queue;
+      if v_paused then
+        null;
+      elsif v_limited then
+        v_limited_queues := v_limited_queues || v_queue;
+        v_limited_orgs := v_limited_orgs || v_org;
+      else
+        v_lane_queues := v_lane_queues || v_queue;
+        v_lane_orgs := v_lane_orgs || v_org;
+        v_lane_costs := v_lane_costs || null::integer;
+      end if;
     end if;
   end loop;
   if only_org is null and (v_full or v_after <> '') then
     -- More lanes than one claim looks at: the session's next claim goes on where this one stopped.
     perform set_config('queue_pg.claim_after', case when v_full then v_stopped_at else '' end, false);
   end if;
-  v_keyed := exists (
-    select from unnest(queues) q join queue_pg.jobs j on j.queue = q
-    where j.state = 'queued' and j.limit_key is not null);
+  if cardinality(v_lane_costs) > 1
+    and (select min(c) is distinct from max(c) from unnest(v_lane_costs) c)
+  then
+    -- Shares are of cost: limited.sql gives them.
+    v_limited_queues := v_limited_queues || v_lane_queues;
+    v_limited_orgs := v_limited_orgs || v_lane_orgs;
+    v_lane_queues := '{}';
+  end if;
+  v_keyed := queue_pg.has_keyed(queues, v_for);
   if v_keyed or v_limited_queues <> '{}' then
     v_ids := queue_pg.pick_limited(
-      queues, kinds, wanted, only_org, v_limited_queues, v_limited_orgs, cardinality(v_lane_queues), '{}');
+      queues, kinds, wanted, only_org, v_limited_queues, v_limited_orgs,
+      case when v_lane_queues = '{}' then 0
+        else (select sum(1.0 / greatest(coalesce(c, 1), 1)) from unnest(v_lane_costs) c) end, '{}', v_for);
   end if;
   if cardinality(v_lane_queues) = 0 then
     return v_ids;
@@ -334,7 +380,7 @@ begin
   if cardinality(v_ids) < wanted and (v_keyed or v_limited_queues <> '{}') then
     -- The ordinary lanes had less than their share.
     v_ids := v_ids || queue_pg.pick_limited(
-      queues, kinds, wanted - cardinality(v_ids), only_org, v_limited_queues, v_limited_orgs, 0, v_ids);
+      queues, kinds, wanted - cardinality(v_ids), only_org, v_limited_queues, v_limited_orgs, 0, v_ids, v_for);
   end if;
   return v_ids;
 end

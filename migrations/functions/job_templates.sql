@@ -120,7 +120,8 @@ $$;
 create or replace function queue_pg.put_template(
   name text, kind text, payload jsonb default '{}', variables jsonb default '{}', queue text default 'default',
   priority integer default 0, max_attempts integer default null, timeout interval default null,
-  description text default null, org text default 'default') returns integer
+  description text default null, org text default 'default', limit_key text default null, cost integer default 1)
+returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -146,28 +147,42 @@ begin
       'is larger than a template may be: 1 MiB of payload, 256 KiB of variables');
   elsif (select sum(p.times) from queue_pg.template_paths(v_payload) p) > 1000 then
     perform queue_pg.raise_invalid('payload', 'has more than 1000 placeholders');
+  elsif length(put_template.limit_key) not between 1 and 255 then
+    perform queue_pg.raise_invalid('limit_key', 'must have 1 to 255 characters');
+  elsif put_template.cost not between 0 and 1000000 then
+    perform queue_pg.raise_invalid('cost', 'must be from 0 to 1,000,000');
   end if;
   select p.path into v_unknown from queue_pg.template_paths(v_payload) p
   where not v_variables ? (queue_pg.variable_path(p.path)).name order by p.path limit 1;
   if found then
     perform queue_pg.raise_invalid('payload', format('{{ %s }} names none of the variables', v_unknown));
   end if;
+  begin
+    select p.path into v_unknown from queue_pg.template_paths(to_jsonb(put_template.limit_key)) p
+    where not v_variables ? (queue_pg.variable_path(p.path)).name order by p.path limit 1;
+  exception when sqlstate 'QP005' then
+    perform queue_pg.raise_invalid('limit_key', regexp_replace(sqlerrm, '^payload: ', ''));
+  end;
+  if v_unknown is not null then
+    perform queue_pg.raise_invalid('limit_key', format('{{ %s }} names none of the variables', v_unknown));
+  end if;
 
   perform pg_advisory_xact_lock(hashtextextended(v_org || E'\x1f' || put_template.name, 7310579610401947748));
   select t.* into v_newest from queue_pg.job_templates t
   where t.org = v_org and t.name = put_template.name order by t.version desc limit 1;
   if (v_newest.kind, v_newest.payload, v_newest.variables, v_newest.queue, v_newest.priority, v_newest.max_attempts,
-      v_newest.timeout, v_newest.description) is not distinct from
+      v_newest.timeout, v_newest.description, v_newest.limit_key, v_newest.cost) is not distinct from
     (put_template.kind::queue_pg.kind, v_payload, v_variables, coalesce(put_template.queue, 'default')::queue_pg.queue,
       coalesce(put_template.priority, 0)::smallint, put_template.max_attempts::queue_pg.max_attempts,
-      v_timeout::queue_pg.timeout, put_template.description) then
+      v_timeout::queue_pg.timeout, put_template.description, put_template.limit_key::queue_pg.limit_key,
+      coalesce(put_template.cost, 1)::queue_pg.cost) then
     return v_newest.version;
   end if;
   insert into queue_pg.job_templates (
-    org, name, version, kind, queue, priority, max_attempts, timeout, payload, variables, description)
+    org, name, version, kind, queue, priority, max_attempts, timeout, payload, variables, description, limit_key, cost)
   values (v_org, put_template.name, coalesce(v_newest.version, 0) + 1, put_template.kind,
     coalesce(put_template.queue, 'default'), coalesce(put_template.priority, 0), put_template.max_attempts, v_timeout,
-    v_payload, v_variables, put_template.description);
+    v_payload, v_variables, put_template.description, put_template.limit_key, coalesce(put_template.cost, 1));
   return coalesce(v_newest.version, 0) + 1;
 end
 $$;
@@ -194,6 +209,7 @@ declare
   v_path record;
   v_value jsonb;
   v_bytes bigint;
+  v_key text;
 begin
   select t.* into v_template from queue_pg.job_templates t
   where t.org = template_job.org and t.name = template_job.name
@@ -209,7 +225,7 @@ begin
   end if;
   select k into v_row from jsonb_object_keys(v_options) k
   where k not in ('queue', 'priority', 'run_at', 'delay_seconds', 'max_attempts', 'timeout_seconds', 'expires_at',
-    'unique_key', 'tags', 'metadata', 'traceparent', 'batch_id') limit 1;
+    'unique_key', 'tags', 'metadata', 'traceparent', 'batch_id', 'limit_key', 'cost') limit 1;
   if found then
     perform queue_pg.raise_invalid('options.' || left(v_row.k, 100), 'is no option of a job');
   elsif jsonb_typeof(v_options -> 'metadata') not in ('object', 'null') then
@@ -241,7 +257,16 @@ begin
   end if;
 
   v_bytes := octet_length(v_template.payload::text);
-  for v_row in select p.path, p.times from queue_pg.template_paths(v_template.payload) p order by p.path loop
+  if v_options ->> 'limit_key' is not null then
+    v_template.limit_key := v_options ->> 'limit_key';
+    v_key := v_template.limit_key;
+  end if;
+  for v_row in
+    select p.path, p.times from queue_pg.template_paths(
+      case when v_key is null and v_template.limit_key is not null
+        then jsonb_build_array(v_template.payload, v_template.limit_key::text) else v_template.payload end) p
+    order by p.path
+  loop
     v_path := queue_pg.variable_path(v_row.path);
     v_value := (v_values -> v_path.name) #> v_path.steps;
     if v_value is null then
@@ -253,9 +278,14 @@ begin
     end if;
     v_known := v_known || jsonb_build_object(v_row.path, v_value);
   end loop;
+  v_key := coalesce(v_key, queue_pg.render_value(to_jsonb(v_template.limit_key::text), v_known) #>> '{}');
+  if length(v_key) not between 1 and 255 then
+    perform queue_pg.raise_invalid('limit_key', 'must have 1 to 255 characters when it is filled in');
+  end if;
   return jsonb_build_object(
     'kind', v_template.kind::text, 'queue', v_template.queue::text, 'priority', v_template.priority,
-    'max_attempts', v_template.max_attempts::integer, 'timeout_seconds', extract(epoch from v_template.timeout))
+    'max_attempts', v_template.max_attempts::integer, 'timeout_seconds', extract(epoch from v_template.timeout),
+    'limit_key', v_key, 'cost', v_template.cost::integer)
     || jsonb_strip_nulls(v_options)
     || jsonb_build_object(
       'org', template_job.org, 'payload', queue_pg.render_value(v_template.payload, v_known),

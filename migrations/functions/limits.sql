@@ -18,9 +18,9 @@ return coalesce(greatest(
 comment on function queue_pg.limit_opens is
   'From when on a job of this cost may start: as soon as the bucket holds its cost, or is full.';
 
--- Makes the row of a limit, or locks the one there is. What runs already counts from now on. Of claims that are under way
--- at this very moment the jobs are not seen: they run uncounted.
-create or replace function queue_pg.keep_limit(org text, scope text, name text) returns void
+-- Makes the row of a limit, or locks the one there is. If it is to limit something (`counts`), what runs already counts
+-- from now on. Of claims that are under way at this very moment the jobs are not seen: they run uncounted.
+create or replace function queue_pg.keep_limit(org text, scope text, name text, counts boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -36,8 +36,12 @@ begin
     perform queue_pg.raise_invalid('org', 'must have 1 to 200 characters');
   end if;
   perform pg_advisory_xact_lock(7310579610401947748);
-  if not exists (
-    select from queue_pg.limits l where l.org = keep_limit.org and l.scope = keep_limit.scope and l.name = keep_limit.name
+  if not counts then
+    insert into queue_pg.limits (org, scope, name) values (keep_limit.org, keep_limit.scope, keep_limit.name)
+    on conflict on constraint limits_pkey do nothing;
+  elsif not exists (
+    select from queue_pg.limits l
+    where l.org = keep_limit.org and l.scope = keep_limit.scope and l.name = keep_limit.name and l.counts
   ) then
     -- A template has no jobs of its own.
     with counting as (
@@ -101,14 +105,18 @@ $$;
 -- more than `rate` units of cost started per second, minute, hour or day, `burst` (null: `rate`) of them at once after a
 -- quiet time. Null is no limit. Calling it again replaces all of that; what runs goes on, a pause stays.
 -- A key that ends with * is a template: the first job of each key that begins so makes a limit of that key's own.
+-- `weight`, from 0.001 to 1000 (null: 1), is its share beside others. `ageing`, of a queue, is the wait from which on a job
+-- has a part in one turn of eight, whatever its priority. A limit may consist of these alone.
 create or replace function queue_pg.set_limit(
   scope text, name text, max_running integer default null, rate integer default null, per text default 'second',
-  burst integer default null, org text default 'default') returns void
+  burst integer default null, org text default 'default', weight double precision default null,
+  ageing interval default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_unit interval;
+  v_ageing interval := queue_pg.plain_interval(ageing);
 begin
   if max_running is not null and max_running not between 1 and 1000000 then
     perform queue_pg.raise_invalid('max_running', 'must be from 1 to 1,000,000; to stop a limit''s jobs, pause it');
@@ -120,16 +128,23 @@ begin
     perform queue_pg.raise_invalid('burst', 'needs a rate');
   elsif burst is not null and burst not between 1 and 1000000 then
     perform queue_pg.raise_invalid('burst', 'must be from 1 to 1,000,000');
-  elsif max_running is null and rate is null then
-    perform queue_pg.raise_invalid('max_running', 'give it or rate; to end a limit, remove it');
+  elsif weight is not null and weight not between 0.001 and 1000 then
+    perform queue_pg.raise_invalid('weight', 'must be from 0.001 to 1,000');
+  elsif ageing is not null and scope is distinct from 'queue' then
+    perform queue_pg.raise_invalid('ageing', 'is of a queue; its keys have it too');
+  elsif not queue_pg.is_duration(v_ageing, '100 milliseconds', '365 days') then
+    perform queue_pg.raise_invalid('ageing', 'must be from 100 ms to 365 days');
+  elsif max_running is null and rate is null and weight is null and ageing is null then
+    perform queue_pg.raise_invalid('max_running', 'give it, rate, weight or ageing; to end a limit, remove it');
   end if;
-  perform queue_pg.keep_limit(org, scope, name);
+  perform queue_pg.keep_limit(org, scope, name, max_running is not null or rate is not null);
   -- Whole microseconds, rounded up: what is stored and added stays exact, and never above the rate.
   v_unit := case when rate is not null then make_interval(secs => ceil(
     case per when 'second' then 1e6 when 'minute' then 6e7 when 'hour' then 3.6e9 else 8.64e10 end / rate)::float8 / 1e6) end;
   update queue_pg.limits l
   set max_running = set_limit.max_running, rate = set_limit.rate, per = case when set_limit.rate is not null then set_limit.per end,
     burst = case when set_limit.rate is not null then coalesce(set_limit.burst, set_limit.rate) end,
+    weight = set_limit.weight, ageing = v_ageing,
     -- What was taken stays taken, in units.
     full_at = case when v_unit is null or l.unit is null or l.full_at <= queue_pg.now() then '-infinity'
       else queue_pg.now() + make_interval(secs => least(
@@ -147,7 +162,7 @@ end
 $$;
 
 comment on function queue_pg.set_limit is
-  'Limits a queue or a key: select queue_pg.set_limit(''key'', ''tenant-7'', max_running => 5, rate => 60, per => ''minute'').';
+  'Limits a queue or a key, or sets its share: select queue_pg.set_limit(''key'', ''tenant-7'', max_running => 5, rate => 60, per => ''minute'').';
 
 -- Returns whether there was one. What runs goes on; a template takes the limits made from it along.
 create or replace function queue_pg.remove_limit(scope text, name text, org text default 'default') returns boolean
@@ -189,7 +204,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform queue_pg.keep_limit(org, scope, name);
+  perform queue_pg.keep_limit(org, scope, name, true);
   update queue_pg.limits l
   set paused_until = coalesce(pause_limit.until, 'infinity'),
     opens_at = queue_pg.limit_opens(l.full_at, l.unit, l.burst, 1, coalesce(pause_limit.until, 'infinity'))
@@ -366,10 +381,10 @@ select
     greatest(extract(epoch from greatest(l.full_at, queue_pg.now()) - queue_pg.now()), 0) / extract(epoch from l.unit)
   ), 0)::integer end as units_left,
   case when l.opens_at > queue_pg.now() and l.opens_at < 'infinity' then l.opens_at end as opens_at,
-  l.template
+  l.template, l.weight, l.ageing
 from queue_pg.limits l;
 
-comment on view queue_pg.limits_now is 'Every limit with what runs under it and whether it lets a job start now.';
+comment on view queue_pg.limits_now is 'Every limit with what runs under it, whether it lets a job start now, and its share.';
 
 -- Why a queued job may not start for the limits of its key and its queue: at most one row, as of why_waiting().
 create or replace function queue_pg.why_limited(job queue_pg.all_jobs)

@@ -263,7 +263,7 @@ begin
     max_attempts => schedule.max_attempts, timeout => schedule.timeout, tags => schedule.tags,
     metadata => schedule.metadata
       || jsonb_build_object('schedule', jsonb_build_object('name', schedule.name, 'fire_at', v_fire_at)),
-    org => schedule.org);
+    org => schedule.org, limit_key => schedule.limit_key, cost => schedule.cost);
 end
 $$;
 
@@ -426,6 +426,7 @@ create or replace function queue_pg.schedule(
   queue text default 'default', priority integer default 0, max_attempts integer default null,
   timeout interval default null, tags text[] default '{}', metadata jsonb default '{}',
   org text default 'default', create_only boolean default false, origin text default 'user',
+  limit_key text default null, cost integer default 1,
   out id uuid, out created boolean, out next_fire_at timestamptz)
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -447,17 +448,18 @@ begin
         ends_at = schedule.ends_at, jitter = coalesce(schedule.jitter, '0'), missed = coalesce(schedule.missed, 'once'),
         paused = coalesce(schedule.paused, s.paused), queue = coalesce(schedule.queue, 'default'),
         priority = coalesce(schedule.priority, 0), max_attempts = schedule.max_attempts, timeout = v_timeout,
-        tags = coalesce(schedule.tags, '{}'), metadata = coalesce(schedule.metadata, '{}'), origin = schedule.origin
+        tags = coalesce(schedule.tags, '{}'), metadata = coalesce(schedule.metadata, '{}'), origin = schedule.origin,
+        limit_key = schedule.limit_key, cost = coalesce(schedule.cost, 1)
       where s.id = schedule.id and (
         s.kind::text, s.payload::jsonb, s.cron, s.every, s.at, s.time_zone, s.starts_at, s.ends_at, s.jitter, s.missed,
         s.paused, s.queue::text, s.priority::integer, s.max_attempts::integer, s.timeout::interval, s.tags::text[],
-        s.metadata::jsonb, s.origin)
+        s.metadata::jsonb, s.origin, s.limit_key::text, s.cost::integer)
       is distinct from (
         schedule.kind, coalesce(schedule.payload, '{}'), schedule.cron, schedule.every, schedule.at,
         coalesce(schedule.time_zone, 'UTC'), schedule.starts_at, schedule.ends_at, coalesce(schedule.jitter, '0'),
         coalesce(schedule.missed, 'once'), coalesce(schedule.paused, s.paused), coalesce(schedule.queue, 'default'),
         coalesce(schedule.priority, 0), schedule.max_attempts, v_timeout, coalesce(schedule.tags, '{}'),
-        coalesce(schedule.metadata, '{}'), schedule.origin)
+        coalesce(schedule.metadata, '{}'), schedule.origin, schedule.limit_key, coalesce(schedule.cost, 1))
       returning s.next_fire_at into schedule.next_fire_at;
       if not found then
         select s.next_fire_at into schedule.next_fire_at from queue_pg.schedules s where s.id = schedule.id;
@@ -466,13 +468,14 @@ begin
     end if;
     insert into queue_pg.schedules as s (
       org, name, kind, payload, cron, every, at, time_zone, starts_at, ends_at, jitter, missed, paused, queue, priority,
-      max_attempts, timeout, tags, metadata, origin)
+      max_attempts, timeout, tags, metadata, origin, limit_key, cost)
     values (
       coalesce(schedule.org, 'default'), schedule.name, schedule.kind, coalesce(schedule.payload, '{}'), schedule.cron,
       schedule.every, schedule.at, coalesce(schedule.time_zone, 'UTC'), schedule.starts_at, schedule.ends_at,
       coalesce(schedule.jitter, '0'), coalesce(schedule.missed, 'once'), coalesce(schedule.paused, false),
       coalesce(schedule.queue, 'default'), coalesce(schedule.priority, 0), schedule.max_attempts, v_timeout,
-      coalesce(schedule.tags, '{}'), coalesce(schedule.metadata, '{}'), schedule.origin)
+      coalesce(schedule.tags, '{}'), coalesce(schedule.metadata, '{}'), schedule.origin, schedule.limit_key,
+      coalesce(schedule.cost, 1))
     on conflict on constraint schedules_name do nothing
     returning s.id, true, s.next_fire_at into schedule.id, schedule.created, schedule.next_fire_at;
     if found then
@@ -490,7 +493,7 @@ comment on function queue_pg.schedule is
 -- stays as it is. A pause stays, too.
 create or replace function queue_pg.register_schedule(
   kind text, cron text, every interval, time_zone text, missed text, queue text, priority integer,
-  org text default 'default') returns boolean
+  org text default 'default', limit_key text default null, cost integer default 1) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -503,7 +506,8 @@ begin
   perform queue_pg.schedule(
     register_schedule.kind, register_schedule.kind, cron => register_schedule.cron, every => register_schedule.every,
     time_zone => register_schedule.time_zone, missed => register_schedule.missed, queue => register_schedule.queue,
-    priority => register_schedule.priority, org => register_schedule.org, origin => 'code');
+    priority => register_schedule.priority, org => register_schedule.org, origin => 'code',
+    limit_key => register_schedule.limit_key, cost => register_schedule.cost);
   return true;
 end
 $$;

@@ -56,6 +56,7 @@ declare
   v_ahead integer;
   v_parents integer;
   v_wait queue_pg.job_steps;
+  v_holder text;
 begin
   select j.* into v_job from queue_pg.job(why_waiting.id) j;
   if v_job.id is null then
@@ -76,7 +77,9 @@ begin
   elsif v_job.state = 'waiting' then
     select count(*), count(*) filter (where d.outcome is null) into v_parents, v_ahead
     from queue_pg.dependencies d where d.child_id = v_job.id;
-    return query select 'parents', format('The job waits for %s of its %s parent(s) to end.', v_ahead, v_parents),
+    return query select 'parents', case when v_ahead > 0 or v_parents = 0
+        then format('The job waits for %s of its %s parent(s) to end.', v_ahead, v_parents)
+        else 'All its parents have ended; maintenance releases it as soon as nobody has its row locked.' end,
       null::timestamptz,
       (select string_agg(p.parent_id::text, ', ') from (
         select d.parent_id from queue_pg.dependencies d where d.child_id = v_job.id and d.outcome is null
@@ -91,7 +94,10 @@ begin
         v_wait.until, case v_wait.type when 'event' then v_wait.name end;
       return;
     end if;
-    if v_job.error is not null and v_job.attempt > 0 then
+    if v_job.run_at <= v_now then
+      return query select 'due', 'Its time has come; maintenance, a part of every worker, makes it claimable.', v_job.run_at,
+        null::text;
+    elsif v_job.error is not null and v_job.attempt > 0 then
       return query select 'retry', format('Attempt %s of %s failed (%s); the next one starts later.',
         v_job.attempt, v_job.max_attempts, v_job.error ->> 'code'), v_job.run_at, null::text;
     else
@@ -133,6 +139,18 @@ begin
       and j.limit_key is not distinct from v_job.limit_key
       and (-j.priority::integer, j.run_at, j.id) < (-v_job.priority::integer, v_job.run_at, v_job.id)
     limit 10001) a;
+  if v_ahead = 0 and v_free > 0 then
+    -- One holder, as far as its row tells: several at once are recorded elsewhere.
+    select format('pid %s%s', l.pid, ' (' || nullif(a.application_name, '') || ')') into v_holder
+    from queue_pg.jobs j
+    join pg_locks l on l.locktype = 'transactionid' and l.transactionid = j.xmax and l.granted
+    left join pg_stat_activity a on a.pid = l.pid
+    where j.id between v_job.id and v_job.id and l.pid <> pg_backend_pid() limit 1;
+    if found then
+      return query select 'locked', format('A transaction has locked its row: %s.', v_holder), null::timestamptz, v_holder;
+      return;
+    end if;
+  end if;
   return query select case when v_ahead > 0 then 'behind' when v_free = 0 then 'no_free_slot' else 'next' end,
     case
       when v_ahead > 0 then format('%s job(s) of its %s are ahead of it.',

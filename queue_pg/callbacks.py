@@ -16,7 +16,21 @@ from queue_pg.submission import MAX_NAME_CHARS, JobChecker, encode_checked
 MAX_CALLBACK_BYTES: Final = 64 * 1024
 WEBHOOK: Final = "webhook"
 _FIELDS: Final = frozenset(
-    {"kind", "payload", "queue", "priority", "delay", "max_attempts", "timeout", "tags", "metadata", "traceparent"}
+    {
+        *(
+            "kind",
+            "payload",
+            "queue",
+            "priority",
+            "delay",
+            "max_attempts",
+            "timeout",
+            "tags",
+            "metadata",
+            "traceparent",
+        ),
+        *("limit_key", "cost"),
+    }
 )
 _SECONDS: Final = {"delay_seconds": "delay", "timeout_seconds": "timeout"}
 _check: Final = JobChecker(org="default", max_payload_bytes=MAX_CALLBACK_BYTES)

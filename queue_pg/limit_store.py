@@ -28,11 +28,14 @@ async def set_limit(
     rate: int | None,
     per: str,
     burst: int | None,
+    weight: float | None,
+    ageing_seconds: float | None,
     org: str,
 ) -> None:
     """Make a limit, or replace what it says; a pause stays."""
     params = {"scope": scope, "name": name, "max_running": max_running, "rate": rate, "per": per, "burst": burst}
-    await _all(conn, "set_limit", {**params, "org": org})
+    share = {"weight": weight, "ageing_seconds": ageing_seconds}
+    await _all(conn, "set_limit", {**params, **share, "org": org})
 
 
 async def remove_limit(conn: AsyncConnection[Any], scope: str, name: str, *, org: str) -> bool:

@@ -31,11 +31,14 @@ def set_limit(
     rate: int | None,
     per: str,
     burst: int | None,
+    weight: float | None,
+    ageing_seconds: float | None,
     org: str,
 ) -> None:
     """Make a limit, or replace what it says; a pause stays."""
     params = {"scope": scope, "name": name, "max_running": max_running, "rate": rate, "per": per, "burst": burst}
-    _all(conn, "set_limit", {**params, "org": org})
+    share = {"weight": weight, "ageing_seconds": ageing_seconds}
+    _all(conn, "set_limit", {**params, **share, "org": org})
 
 
 def remove_limit(conn: Connection[Any], scope: str, name: str, *, org: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from psycopg import AsyncConnection
@@ -16,12 +16,14 @@ from queue_pg import arguments, limit_store
 from queue_pg.errors import InvalidJob, LimitNotFound
 from queue_pg.models import Limit
 from queue_pg.payloads import encode_json
-from queue_pg.submission import MAX_KEY_CHARS, MAX_NAME_CHARS
+from queue_pg.submission import MAX_KEY_CHARS, MAX_NAME_CHARS, seconds
 
 SCOPES: Final = ("queue", "key")
 PERIODS: Final = ("second", "minute", "hour", "day")
 MOST: Final = 1_000_000
 MAX_LIMITS_PAGE: Final = 1_000
+LEAST_WEIGHT: Final = 0.001
+MOST_WEIGHT: Final = 1_000
 
 
 class AsyncLimiting(ABC):
@@ -46,14 +48,20 @@ class AsyncLimiting(ABC):
         rate: int | None = None,
         per: str = "second",
         burst: int | None = None,
+        weight: float | None = None,
+        ageing: timedelta | float | None = None,
     ) -> Limit:
         """Make a limit or replace what it says, and return it; what runs goes on, and a pause stays.
 
         At most `max_running` attempts run at once. At most `rate` units of cost start per "second", "minute", "hour" or
         "day", `burst` (None: `rate`) of them at once after a quiet time; every attempt takes its job's `cost`.
-        Raises InvalidJob.
+        `weight`, from 0.001 to 1,000 (None: 1), is a key's or tenant's share of a queue beside others, in units of
+        cost, or a queue's share of a worker. `ageing`, of a queue: one turn of eight is for the job that has waited
+        longest, whatever its priority, if it has for that time. Raises InvalidJob.
         """
         _check(scope, name)
+        share = _weight(weight)
+        ageing_seconds = seconds("ageing", ageing, shortest=timedelta(milliseconds=100), longest=timedelta(days=365))
         for field, value in (("max_running", max_running), ("rate", rate), ("burst", burst)):
             if value is not None:
                 _whole(field, value, MOST)
@@ -61,7 +69,16 @@ class AsyncLimiting(ABC):
             raise InvalidJob("per", f"must be one of {', '.join(PERIODS)}")
         async with self.connection() as conn:
             await limit_store.set_limit(
-                conn, scope, name, max_running=max_running, rate=rate, per=per, burst=burst, org=self.org or "default"
+                conn,
+                scope,
+                name,
+                max_running=max_running,
+                rate=rate,
+                per=per,
+                burst=burst,
+                weight=share,
+                ageing_seconds=ageing_seconds,
+                org=self.org or "default",
             )
         return await self.get_limit(scope, name)
 
@@ -124,3 +141,11 @@ def _check(scope: Any, name: Any) -> None:
 def _whole(field: str, value: Any, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise InvalidJob(field, f"must be an integer from 1 to {most:,}")
+
+
+def _weight(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not LEAST_WEIGHT <= value <= MOST_WEIGHT:
+        raise InvalidJob("weight", f"must be a number from {LEAST_WEIGHT} to {MOST_WEIGHT:,}")
+    return float(value)

@@ -442,6 +442,8 @@ class Limit:
     `status` is open, full, rate (it opens at `opens_at`) or paused (until `paused_until`; None: until it is resumed).
     At most `max_running` attempts run at once, and `rate` units of cost start per second, minute, hour or day, `burst`
     of them at once after a quiet time; None is no limit. `template` is what it was made from at the first use of a key.
+    `weight` is its share beside others (None: 1); `ageing_seconds`, of a queue, the wait after which jobs of every
+    priority have turns.
     """
 
     org: str
@@ -458,6 +460,8 @@ class Limit:
     paused_until: datetime | None
     opens_at: datetime | None
     template: str | None
+    weight: float | None
+    ageing_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,8 @@ class NewSchedule:
             "timeout_seconds": terms.timeout_seconds,
             "tags": terms.tags,
             "metadata": terms.metadata,
+            "limit_key": terms.limit_key,
+            "cost": terms.cost,
             "org": terms.org,
         }
 
@@ -114,6 +116,8 @@ class Schedule:
     last_job_id: UUID | None
     error: dict[str, Any] | None
     created_at: datetime
+    limit_key: str | None
+    cost: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,8 @@ class TaskSchedule:
     priority: int
     timing: Timing
     missed: Missed
+    limit_key: str | None = None
+    cost: int = 1
 
     def params(self) -> dict[str, Any]:
         """Return the parameters of sql/register_schedule.sql."""
@@ -134,6 +140,8 @@ class TaskSchedule:
             "queue": self.queue,
             "priority": self.priority,
             "missed": self.missed,
+            "limit_key": self.limit_key,
+            "cost": self.cost,
         }
 
 

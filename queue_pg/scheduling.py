@@ -52,6 +52,8 @@ class AsyncScheduling(ABC):
         timeout: timedelta | float | None = None,
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
+        limit_key: str | None = None,
+        cost: int = 1,
     ) -> Schedule:
         """Make a schedule, or change the one of that name, and return it; the same again changes nothing.
 
@@ -68,6 +70,8 @@ class AsyncScheduling(ABC):
             timeout=arguments.duration("timeout", timeout),
             tags=tags,
             metadata={} if metadata is None else metadata,
+            limit_key=limit_key,
+            cost=cost,
         )
         timing = Timing(cron=cron, every=every, at=at, time_zone=time_zone, starts_at=starts_at, ends_at=ends_at)
         new = NewSchedule(name=name, timing=timing, job=job, jitter=jitter, missed=missed, paused=paused)

@@ -312,7 +312,13 @@ class Tasks:
                 _refuse_schedule(function, model, cron=cron, every=every)
                 timing = Timing(cron=cron, every=every, time_zone=time_zone)
                 schedule = TaskSchedule(
-                    kind=kind or function.__name__, queue=queue, priority=priority, timing=timing, missed=missed
+                    kind=kind or function.__name__,
+                    queue=queue,
+                    priority=priority,
+                    timing=timing,
+                    missed=missed,
+                    limit_key=_default_limit_key(model, limit_key),
+                    cost=cost,
                 )
             made = Task(
                 fn=function,
@@ -353,6 +359,11 @@ def _refuse_limit_key(function: Callable[..., Any], model: type[BaseModel], limi
     for field_name in _FIELD.findall(limit_key):
         if field_name not in names:
             raise TypeError(f"{_place(function)}: limit_key names {field_name!r}, which is no parameter")
+
+
+def _default_limit_key(model: type[BaseModel], limit_key: LimitKey | None) -> str | None:
+    """Return the key of the jobs that a schedule makes: it calls the task without arguments."""
+    return None if limit_key is None else _limit_key(limit_key, model().model_dump(mode="json", by_alias=True))
 
 
 def _place(function: Callable[..., Any]) -> str:

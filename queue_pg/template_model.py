@@ -31,6 +31,8 @@ _OPTIONS: Final = {
     "metadata": "metadata",
     "traceparent": "traceparent",
     "batch_id": "batch_id",
+    "limit_key": "limit_key",
+    "cost": "cost",
 }
 
 
@@ -50,6 +52,8 @@ class JobTemplate:
     variables: dict[str, Any]
     description: str | None
     created_at: datetime
+    limit_key: str | None
+    cost: int
 
 
 def template(row: Mapping[str, Any]) -> JobTemplate:
@@ -86,6 +90,8 @@ def new_template(
         "max_attempts": terms.max_attempts,
         "timeout_seconds": terms.timeout_seconds,
         "description": description,
+        "limit_key": terms.limit_key,
+        "cost": terms.cost,
         "org": org,
     }
 

@@ -45,12 +45,15 @@ class AsyncTemplating(ABC):
         priority: int = 0,
         max_attempts: int | None = None,
         timeout: timedelta | float | None = None,
+        limit_key: str | None = None,
+        cost: int = 1,
         description: str | None = None,
     ) -> JobTemplate:
         """Store a template and return it: its next version, or the newest if that is the same already.
 
         Strings of `payload` hold {{ variables.x }}; `variables` tells their types by name, as {"topic": "string",
-        "words": {"type": "integer", "default": 50, "maximum": 500}}. Raises InvalidJob naming what is wrong.
+        "words": {"type": "integer", "default": 50, "maximum": 500}}. `limit_key` may hold them too.
+        Raises InvalidJob naming what is wrong.
         """
         params = template_model.new_template(
             name,
@@ -63,6 +66,8 @@ class AsyncTemplating(ABC):
                 "priority": priority,
                 "max_attempts": max_attempts,
                 "timeout": arguments.duration("timeout", timeout),
+                "limit_key": limit_key,
+                "cost": cost,
             },
             org=self.org or "default",
         )

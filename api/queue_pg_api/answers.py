@@ -189,6 +189,8 @@ class TemplateAnswer(Answer):
     priority: int
     max_attempts: int | None
     timeout_seconds: float | None
+    limit_key: str | None
+    cost: int
     payload: Any
     variables: dict[str, Any]
     description: str | None

@@ -366,6 +366,8 @@ def template_json(template: JobTemplate) -> dict[str, Any]:
         "priority": template.priority,
         "max_attempts": template.max_attempts,
         "timeout_seconds": None if template.timeout is None else template.timeout.total_seconds(),
+        "limit_key": template.limit_key,
+        "cost": template.cost,
         "payload": json_or_mark(template.payload),
         "variables": json_or_mark(template.variables),
         "description": template.description,

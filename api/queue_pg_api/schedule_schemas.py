@@ -12,7 +12,7 @@ from queue_pg.models import NewJob
 from queue_pg.schedules import MAX_FIRES, MAX_SCHEDULES_PAGE, NewSchedule, Schedule, Timing
 from queue_pg_api.answers import Answer
 from queue_pg_api.rendering import json_or_mark, text_or_none, timestamp
-from queue_pg_api.schemas import Attempts, Body, Name, Priority, Query, TimeoutSeconds, Timestamp
+from queue_pg_api.schemas import Attempts, Body, Cost, Key, Name, Priority, Query, TimeoutSeconds, Timestamp
 
 MAX_EVERY_SECONDS = 3_650 * 86_400
 MAX_JITTER_SECONDS = 86_400
@@ -64,6 +64,8 @@ class ScheduleBody(TimingBody):
     timeout_seconds: TimeoutSeconds | None = None
     tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    limit_key: Key | None = Field(None, description="The jobs' limit key.")
+    cost: Cost = Field(1, description="Units each attempt takes from a rate.")
 
     def new_schedule(self, name: str) -> NewSchedule:
         """Build the library's form."""
@@ -76,6 +78,8 @@ class ScheduleBody(TimingBody):
             timeout=None if self.timeout_seconds is None else timedelta(seconds=self.timeout_seconds),
             tags=self.tags,
             metadata=self.metadata,
+            limit_key=self.limit_key,
+            cost=self.cost,
         )
         return NewSchedule(
             name=name,
@@ -130,6 +134,8 @@ class ScheduleAnswer(Answer):
     timeout_seconds: float | None
     tags: list[str]
     metadata: dict[str, Any]
+    limit_key: str | None
+    cost: int
     origin: Literal["user", "code"] = Field(description="code: workers keep it as the code of a task says.")
     next_fires: list[datetime] = Field(description="The five to come; none: paused, or there are none.")
     last_fire_at: datetime | None
@@ -170,6 +176,8 @@ def schedule_json(schedule: Schedule) -> dict[str, Any]:
         "timeout_seconds": None if schedule.timeout is None else schedule.timeout.total_seconds(),
         "tags": schedule.tags,
         "metadata": json_or_mark(schedule.metadata),
+        "limit_key": schedule.limit_key,
+        "cost": schedule.cost,
         "origin": schedule.origin,
         "next_fires": [timestamp(fire) for fire in schedule.next_fires],
         "last_fire_at": timestamp(schedule.last_fire_at),

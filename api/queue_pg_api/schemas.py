@@ -65,6 +65,7 @@ Priority = Annotated[
         }
     ),
 ]
+Cost = Annotated[int, Field(ge=0, le=1_000_000)]
 Timestamp = Annotated[
     datetime, BeforeValidator(parse_timestamp), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
@@ -180,7 +181,7 @@ class SubmitBody(Body):
     tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; workers may read it.")
     limit_key: Key | None = Field(None, description="Jobs with one key share its limit and their turns in a queue.")
-    cost: Annotated[int, Field(ge=0, le=1_000_000)] = Field(1, description="Units each attempt takes from a rate.")
+    cost: Cost = Field(1, description="Units each attempt takes from a rate.")
     traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, description="W3C trace context; taken from the header when absent here."
     )
@@ -233,6 +234,8 @@ class CallbackBody(Body):
     timeout_seconds: TimeoutSeconds | None = None
     tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    limit_key: Key | None = Field(None, description="Its limit key.")
+    cost: Cost = Field(1, description="Units each attempt takes from a rate.")
 
     def to_new_job(self) -> NewJob:
         return NewJob(
@@ -245,6 +248,8 @@ class CallbackBody(Body):
             timeout=None if self.timeout_seconds is None else timedelta(seconds=self.timeout_seconds),
             tags=self.tags,
             metadata=self.metadata,
+            limit_key=self.limit_key,
+            cost=self.cost,
         )
 
 
@@ -329,6 +334,8 @@ class TemplateBody(Body):
     priority: Priority = 0
     max_attempts: Attempts | None = None
     timeout_seconds: TimeoutSeconds | None = None
+    limit_key: Key | None = Field(None, description="Their limit key; may hold {{ variables.x }}.")
+    cost: Cost = Field(1, description="Units each attempt takes from a rate.")
     description: Annotated[str, Field(max_length=2_000)] | None = None
 
 
@@ -360,6 +367,8 @@ class SubmitTemplateBody(Body):
     metadata: dict[str, Any] | None = Field(None, description="Gets `template`: its name and version.")
     traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     batch_id: Id | None = None
+    limit_key: Key | None = None
+    cost: Cost | None = None
 
 
 Vocabulary = Annotated[

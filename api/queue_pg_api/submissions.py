@@ -115,6 +115,8 @@ async def submit_by_template(
         metadata=body.metadata,
         traceparent=body.traceparent or traceparent(call.request),
         batch_id=body.batch_id or batch_id,
+        limit_key=body.limit_key,
+        cost=body.cost,
     )
     return answer_stored(call, await call.queue.get(submitted.id), submitted.created)
 

@@ -1,4 +1,4 @@
-"""What `queue-pg doctor` looks at. Each check reads only, bounds what it counts, and says what to do."""
+"""What `queue-pg doctor` looks at. Each check bounds what it counts and says what to do; only `--fix` writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import psycopg
 from psycopg.rows import dict_row
 
-from queue_pg import horizon, schema, store_sync
+from queue_pg import horizon, limit_store_sync, schema, store_sync
 from queue_pg.cli.text import shorten
 from queue_pg.connections import connect
 from queue_pg.errors import SchemaError
@@ -246,6 +246,32 @@ def check_work(connection: Connection, *, host: str | None = None) -> list[Findi
         message = f"{_bounded(kept)} finished job(s) are in the default partition, which is never dropped whole."
         found.append(Finding("history", "warn", message, f"Maintenance was late. {hint}"))
     return found
+
+
+def check_limits(connection: Connection, *, fix: bool = False) -> list[Finding]:
+    """Whether limits have the right counts; with `fix`, count anew what does not."""
+    wrong = [_miscounted(row) for row in _rows(connection, "doctor_limits")]
+    if not wrong:
+        return [Finding("limits", "ok", "their counts are right")]
+    if not fix:
+        return [
+            Finding("limits", "fail", f"{_first_of(wrong)}: rows were changed by hand.", "Run: queue-pg doctor --fix")
+        ]
+    # Again, each under its lock.
+    fixed = [
+        f"{scope} {shorten(name, 60)} of {org} counted {was}, {running} run"
+        for org, scope, name, was, running in limit_store_sync.recount_limits(connection)
+    ]
+    return [Finding("limits", "ok", f"counted anew: {_first_of(fixed)}" if fixed else "their counts are right again")]
+
+
+def _miscounted(row: Mapping[str, Any]) -> str:
+    return f"{row['scope']} {shorten(row['name'], 60)} of {row['org']} counts {row['was']}, {row['running']} run"
+
+
+def _first_of(found: list[str]) -> str:
+    more = len(found) - SHOWN_DIFFERENCES
+    return "; ".join(found[:SHOWN_DIFFERENCES]) + (f"; and {_bounded(more)} more" if more > 0 else "")
 
 
 def check_horizon(connection: Connection) -> list[Finding]:

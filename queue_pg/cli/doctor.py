@@ -20,13 +20,14 @@ Checks = Callable[["Session"], "list[Finding]"]
 
 
 class Session:
-    """The connection that the checks share. `notify` and `host` come from settings and options."""
+    """The connection that the checks share. `notify`, `host` and `fix` come from settings and options."""
 
-    def __init__(self, connection: Any, dsn: str, *, notify: bool, host: str | None) -> None:
+    def __init__(self, connection: Any, dsn: str, *, notify: bool, host: str | None, fix: bool = False) -> None:
         self.connection = connection
         self.dsn = dsn
         self.notify = notify
         self.host = host
+        self.fix = fix
 
 
 def register(app: typer.Typer) -> None:
@@ -38,15 +39,22 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="doctor")
 
 
-def doctor(context: typer.Context, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
-    """Check database, schema, notifications, workers and horizon; say what to do. Exit code 1 if something is broken.
+def doctor(
+    context: typer.Context,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Count limits anew that rows changed by hand have put wrong.")
+    ] = False,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Check database, schema, notifications, workers, limits and horizon; say what to do. Exit code 1: it is broken.
 
     With a subcommand it is a silent probe for health checks: no output and 0 when well, else one line per problem.
     """
     context.obj = database_url
     if context.invoked_subcommand is not None:
         return
-    found = examine(database_url, [_database, _schema, _notify, _work, _horizon])
+    found = examine(database_url, [_database, _schema, _notify, _work, _limits, _horizon], fix=fix)
     if as_json:
         print_json({"ok": not _broken(found), "checks": found})
     else:
@@ -60,7 +68,9 @@ def doctor(context: typer.Context, as_json: JsonFlag = False, database_url: Data
         raise typer.Exit(1)
 
 
-def examine(database_url: str | None, checks: list[Checks], *, host: str | None = None) -> list[Finding]:
+def examine(
+    database_url: str | None, checks: list[Checks], *, host: str | None = None, fix: bool = False
+) -> list[Finding]:
     """Run checks in order; when the database cannot be reached, that is the only finding."""
     from queue_pg.cli.checks import Finding
 
@@ -70,12 +80,12 @@ def examine(database_url: str | None, checks: list[Checks], *, host: str | None 
     except QueuePgError as error:
         return [Finding("settings", "fail", error.message, error.hint)]
     try:
-        return _run(dsn, checks, notify=settings.notify, host=host)
+        return _run(dsn, checks, notify=settings.notify, host=host, fix=fix)
     except DatabaseUnavailable as error:
         return [Finding("database", "fail", error.message, error.hint)]
 
 
-def _run(dsn: str, checks: list[Checks], *, notify: bool, host: str | None) -> list[Finding]:
+def _run(dsn: str, checks: list[Checks], *, notify: bool, host: str | None, fix: bool) -> list[Finding]:
     import psycopg
 
     from queue_pg.cli.checks import Finding
@@ -84,7 +94,7 @@ def _run(dsn: str, checks: list[Checks], *, notify: bool, host: str | None) -> l
     found: list[Finding] = []
     try:
         with connect(dsn, application="queue-pg doctor") as connection:
-            session = Session(connection, dsn, notify=notify, host=host)
+            session = Session(connection, dsn, notify=notify, host=host, fix=fix)
             for check in checks:
                 found += check(session)
                 if check is _schema and _broken(found):
@@ -123,6 +133,12 @@ def _work(session: Session) -> list[Finding]:
     from queue_pg.cli.checks import check_work
 
     return check_work(session.connection, host=session.host)
+
+
+def _limits(session: Session) -> list[Finding]:
+    from queue_pg.cli.checks import check_limits
+
+    return check_limits(session.connection, fix=session.fix)
 
 
 def _horizon(session: Session) -> list[Finding]:

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from queue_pg.cli.connect import open_queue
-from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, cell, print_fields, print_json, print_line, print_table
+from queue_pg.cli.output import (
+    Column,
+    DatabaseUrl,
+    JsonFlag,
+    cell,
+    duration,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+)
 from queue_pg.cli.text import printable
-from queue_pg.cli.values import choice, optional_until
+from queue_pg.cli.values import choice, optional_duration, optional_until
 from queue_pg.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -62,6 +72,11 @@ def set_limit(
     rate: Annotated[int | None, typer.Option(min=1, help="Most units of cost that start in each --per.")] = None,
     per: Annotated[str, typer.Option(help="second, minute, hour or day.")] = "second",
     burst: Annotated[int | None, typer.Option(min=1, help="Units that may start at once; default: --rate.")] = None,
+    weight: Annotated[float | None, typer.Option(help="Its share beside others, by cost; default: 1.")] = None,
+    ageing: Annotated[
+        str | None,
+        typer.Option(help="Of a queue: who has waited so long has turns, whatever the priority; such as 10m."),
+    ] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -75,6 +90,8 @@ def set_limit(
             rate=rate,
             per=choice(per, PERIODS, field="per") or "second",
             burst=burst,
+            weight=weight,
+            ageing=optional_duration(ageing, field="ageing"),
         )
     _print(found, as_json=as_json or before[0])
 
@@ -151,6 +168,8 @@ def _list(*, as_json: bool, database_url: str | None) -> None:
             Column("rate", whole=True, optional=True),
             Column("left", right=True, whole=True, optional=True),
             Column("opens", whole=True, optional=True),
+            Column("weight", right=True, whole=True, optional=True),
+            Column("ageing", right=True, whole=True, optional=True),
             Column("template", optional=True),
         ],
         [
@@ -162,6 +181,8 @@ def _list(*, as_json: bool, database_url: str | None) -> None:
                 _rate(each),
                 each.units_left,
                 each.opens_at,
+                _weight(each),
+                _ageing(each),
                 each.template,
             )
             for each in found
@@ -184,6 +205,8 @@ def _print(found: Limit, *, as_json: bool) -> None:
             ("units left", found.units_left),
             ("paused", _paused(found)),
             ("opens", found.opens_at),
+            ("weight", _weight(found) or None),
+            ("ageing", _ageing(found) or None),
             ("template", found.template),
         ]
     )
@@ -195,6 +218,14 @@ def _running(found: Limit) -> str:
 
 def _rate(found: Limit) -> str:
     return f"{found.rate} per {found.per}" if found.rate is not None else ""
+
+
+def _weight(found: Limit) -> str:
+    return "" if found.weight is None else f"{found.weight:g}"
+
+
+def _ageing(found: Limit) -> str:
+    return "" if found.ageing_seconds is None else duration(found.ageing_seconds)
 
 
 def _paused(found: Limit) -> str | None:

@@ -91,6 +91,8 @@ def add(
     timeout: Annotated[str | None, typer.Option(help="How long one attempt may take.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find the jobs by; may be repeated.")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object kept with the jobs; JSON, @file or -.")] = None,
+    limit_key: Annotated[str | None, typer.Option(help="Share the limit of this key; see queue-pg limits.")] = None,
+    cost: Annotated[int | None, typer.Option(min=0, help="Units each attempt takes from a rate; default: 1.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Refuse when there is a schedule of this name.")] = False,
     any_kind: Annotated[bool, typer.Option("--any-kind", help="Accept a kind that no worker is known for.")] = False,
     as_json: JsonFlag = False,
@@ -110,6 +112,8 @@ def add(
         timeout=optional_duration(timeout, field="timeout"),
         tags=tag or (),
         metadata=parse_metadata(metadata) or {},
+        limit_key=limit_key,
+        cost=1 if cost is None else cost,
     )
     wanted: Any = choice(missed, MISSED, field="missed")
     schedule = NewSchedule(

@@ -73,6 +73,8 @@ def put(
     priority: Annotated[str | None, typer.Option(help="A number, or critical, high, normal, low, batch.")] = None,
     max_attempts: Annotated[int | None, typer.Option(min=1, max=1000, help="How often each may run in all.")] = None,
     timeout: Annotated[str | None, typer.Option(help="How long one attempt may take.")] = None,
+    limit_key: Annotated[str | None, typer.Option(help="Their limit key; may hold {{ variables.x }}.")] = None,
+    cost: Annotated[int | None, typer.Option(min=0, help="Units each attempt takes from a rate; default: 1.")] = None,
     description: Annotated[str | None, typer.Option(help="For people.")] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
@@ -88,6 +90,8 @@ def put(
             priority=0 if priority is None else parse_priority(priority),
             max_attempts=max_attempts,
             timeout=optional_duration(timeout, field="timeout"),
+            limit_key=limit_key,
+            cost=1 if cost is None else cost,
             description=description,
         )
     if as_json or _outer(context)[0]:
@@ -125,6 +129,8 @@ def submit(
     unique_key: Annotated[str | None, typer.Option(help="Submit once: the same key gives the same job again.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="The open batch that it is added to.")] = None,
+    limit_key: Annotated[str | None, typer.Option(help="Another limit key than the template's.")] = None,
+    cost: Annotated[int | None, typer.Option(min=0, help="Units each attempt takes from a rate.")] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -141,6 +147,8 @@ def submit(
             unique_key=unique_key,
             tags=tag or None,
             batch_id=batch,
+            limit_key=limit_key,
+            cost=cost,
         )
         if as_json or _outer(context)[0]:
             print_json(client.get(submitted.id))
@@ -170,6 +178,8 @@ def _print(template: JobTemplate) -> None:
             ("priority", template.priority or None),
             ("max attempts", template.max_attempts),
             ("timeout", template.timeout),
+            ("limit key", template.limit_key),
+            ("cost", template.cost if template.cost != 1 else None),
             ("description", template.description),
             ("created", template.created_at),
             ("variables", template.variables),

@@ -7,4 +7,5 @@ from queue_pg.schedule(
   jitter => %(jitter_seconds)s::float8 * interval '1 second', missed => %(missed)s::text, paused => %(paused)s::boolean,
   queue => %(queue)s::text, priority => %(priority)s::integer, max_attempts => %(max_attempts)s::integer,
   timeout => %(timeout_seconds)s::float8 * interval '1 second', tags => %(tags)s::text[],
-  metadata => %(metadata)s::text::jsonb, org => %(org)s::text, create_only => %(create_only)s::boolean) s
+  metadata => %(metadata)s::text::jsonb, org => %(org)s::text, create_only => %(create_only)s::boolean,
+  limit_key => %(limit_key)s::text, cost => %(cost)s::integer) s

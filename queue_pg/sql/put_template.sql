@@ -2,5 +2,5 @@
 select queue_pg.put_template(
   %(name)s::text, %(kind)s::text, %(payload)s::text::jsonb, %(variables)s::text::jsonb, %(queue)s::text,
   %(priority)s::integer, %(max_attempts)s::integer, make_interval(secs => %(timeout_seconds)s::double precision),
-  %(description)s::text, %(org)s::text) as version
+  %(description)s::text, %(org)s::text, %(limit_key)s::text, %(cost)s::integer) as version
 from (select set_config('synchronous_commit', 'on', true)) as durable

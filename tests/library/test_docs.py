@@ -36,8 +36,9 @@ async def test_the_sql_of_the_guide_to_events_runs(conn: psycopg.AsyncConnection
 
 
 async def test_the_sql_of_the_guide_to_limits_runs(conn: psycopg.AsyncConnection) -> None:
-    [setup, why] = blocks("limits.md", "sql")
+    [setup, shares, why] = blocks("limits.md", "sql")
     await conn.execute(setup)
+    await conn.execute(shares)
     await conn.execute("select queue_pg.pause_limit('key', 'openai')")
     found = await (await conn.execute(why)).fetchall()
     assert [row[0] for row in found] == ["limit_paused"]
@@ -68,6 +69,16 @@ async def test_the_python_of_the_guide_to_limits_runs(dsn: str) -> None:
         assert (job.limit_key, job.cost) == ("openai", 3)
         job = await names["summarise"].using(queue=queue).submit(7, "x")
         assert (job.limit_key, job.cost) == ("user:7", 2)
+
+
+async def test_what_makes_jobs_in_the_guide_to_limits_has_keys(dsn: str) -> None:
+    code = compile(blocks("limits.md", "python")[1], "limits.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    async with Queue(dsn, notify=False) as queue:
+        await eval(code, {"queue": queue})  # noqa: S307
+        assert (await queue.get_schedule("digest")).limit_key == "openai"
+        made = await queue.submit_template("ask", {"user": "ann"})
+        assert (await queue.get(made.id)).limit_key == "user:ann"
+        assert (await queue.get_limit("queue", "default")).ageing_seconds == 600
 
 
 async def test_the_handler_of_the_guide_to_artifacts_runs(dsn: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import Field
 from starlette.responses import Response
 
-from queue_pg.limiting import MOST
+from queue_pg.limiting import LEAST_WEIGHT, MOST, MOST_WEIGHT
 from queue_pg.models import Limit
 from queue_pg_api.answers import Answer
 from queue_pg_api.endpoints import Call, Endpoints
@@ -19,16 +19,23 @@ from queue_pg_api.schemas import Body, NoBody, NoQuery, PauseBody, Query, Resume
 
 endpoints = Endpoints("Limits")
 
+MOST_AGEING = 365 * 86_400
 Amount = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class LimitBody(Body):
-    """What a limit allows: `max_running`, `rate` or both."""
+    """What a limit allows, and its share: at least one of `max_running`, `rate`, `weight` and `ageing_seconds`."""
 
     max_running: Amount | None = Field(None, description="Most attempts at once.")
     rate: Amount | None = Field(None, description="Most units of cost that start in each `per`.")
     per: Literal["second", "minute", "hour", "day"] = "second"
     burst: Amount | None = Field(None, description="Units that may start at once after a quiet time. Default: `rate`.")
+    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)] | None = Field(
+        None, description="Its share beside others, in units of cost. Default: 1."
+    )
+    ageing_seconds: Annotated[float, Field(ge=0.1, le=MOST_AGEING)] | None = Field(
+        None, description="Of a queue: from this wait on jobs of every priority have a part in one turn of eight."
+    )
 
 
 class LimitList(Query):
@@ -57,6 +64,8 @@ class LimitAnswer(Answer):
     paused: bool
     paused_until: datetime | None = Field(description="Null for a paused one: until it is resumed.")
     opens_at: datetime | None = Field(description="When it lets a job start again, for its rate or its pause.")
+    weight: float | None = Field(description="Null: 1.")
+    ageing_seconds: float | None
     template: str | None = Field(description="The template it was made from at its key's first use.")
 
 
@@ -109,7 +118,13 @@ async def put_limit(call: Call[NoQuery, LimitBody]) -> Response:
     """
     body = call.body
     made = await call.queue.set_limit(
-        *_named(call), max_running=body.max_running, rate=body.rate, per=body.per, burst=body.burst
+        *_named(call),
+        max_running=body.max_running,
+        rate=body.rate,
+        per=body.per,
+        burst=body.burst,
+        weight=body.weight,
+        ageing=body.ageing_seconds,
     )
     place = call.url(f"/limits/{made.scope}/{quote(made.name, safe='')}")
     return json_response(limit_json(made), headers={"location": place})
@@ -138,6 +153,8 @@ def limit_json(found: Limit) -> dict[str, Any]:
         "paused": found.paused,
         "paused_until": timestamp(found.paused_until),
         "opens_at": timestamp(found.opens_at),
+        "weight": found.weight,
+        "ageing_seconds": found.ageing_seconds,
         "template": found.template,
     }
 

@@ -38,6 +38,8 @@ async def put_template(call: Call[NoQuery, TemplateBody]) -> Response:
         priority=wanted.priority,
         max_attempts=wanted.max_attempts,
         timeout=wanted.timeout_seconds,
+        limit_key=wanted.limit_key,
+        cost=wanted.cost,
         description=wanted.description,
     )
     where = call.url(f"/templates/{made.name}?version={made.version}")

@@ -164,8 +164,6 @@ async def test_what_makes_jobs_refuses_a_bad_key_or_cost(
             "limit_rate",
         ),
         ("update queue_pg.jobs set state = 'scheduled', run_at = now() + interval '1 h'", "scheduled"),
-        ("update queue_pg.jobs set state = 'scheduled', run_at = now() - interval '1 s'", "due"),
-        ("update queue_pg.jobs set expires_at = now()", "expired"),
         ("select 1", "no_worker"),
         ("select queue_pg.register_worker('w', 'h', 1, '0', '{default}', '{k}', 0)", "no_free_slot"),
         ("select queue_pg.register_worker('w', 'h', 1, '0', '{default}', '{k}', 2)", "next"),

@@ -23,7 +23,8 @@ METHOD = """\
 `queue-pg serve` and GET from it, by one client. *In a handler*: `job.artifact` from a generator and `job.open_artifact`
 in a worker as `queue-pg worker` runs it. Every MiB is hashed by client and server on its way in and compared with its
 hash on its way out. The memory is the highest that the API process or the worker has had from its start to the end, of
-which the programs themselves take some 60 MB. WAL is all that the server wrote meanwhile."""
+which the programs themselves take some 60 MB. WAL is all that the server wrote meanwhile. A server without lz4, such as
+the embedded one, tries to compress by pglz, which is most of its CPU here."""
 METRICS = (
     Metric(name="rss", label="highest RSS", unit="MB"),
     Metric(name="into", label="in", unit="MB/s"),

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import logging
 import re
 import ssl
 import subprocess
@@ -149,6 +150,13 @@ async def test_a_payload_names_a_secret_and_never_holds_one(hooks: Receiver, sen
     assert len(hooks.requests) == 1
     with pytest.raises(ValidationError):
         await send(sender, hooks.url, secret=SECRET)
+
+
+async def test_no_url_is_logged(hooks: Receiver, sender: WebhookSender, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert (await send(sender, f"{hooks.url}&token=hush"))["status"] == 200
+    assert hooks.requests[0].path.endswith("token=hush")
+    assert "hush" not in caplog.text
 
 
 async def test_without_a_secret_it_goes_unsigned(hooks: Receiver) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
 from collections.abc import Mapping
@@ -186,6 +187,9 @@ class WebhookSender:
         if self._client is None:
             import httpx2
 
+            # They log each request with its URL, which is part of a payload and may hold a token.
+            for name in ("httpx2", "httpcore2"):
+                logging.getLogger(name).setLevel(logging.WARNING)
             self._client = httpx2.AsyncClient(
                 verify=self._ssl_context or ssl.create_default_context(),
                 # The whole has a limit of its own.

@@ -24,6 +24,7 @@ from benchmarks.measures import (
     idle_streams,
     latency,
     latency_load,
+    limits,
     submit_latency,
 )
 from benchmarks.model import Metric, Record, Target
@@ -61,6 +62,7 @@ _MODULES: list[ModuleType] = [
     event_latency,
     idle_streams,
     artifacts,
+    limits,
 ]
 
 MEASURES: dict[str, Measure] = {measure.NAME: measure for measure in cast("list[Measure]", _MODULES)}

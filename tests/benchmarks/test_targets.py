@@ -45,6 +45,8 @@ WANTED = [
     ("event_latency", "p99", "value", None, 10),
     ("idle_streams", "rss", "value", None, 200),
     ("artifacts", "rss", "value", None, 100),
+    ("limits", "rate", "ratio", 0.3, None),
+    ("limits", "foreign", "value", None, 20),
 ]
 
 

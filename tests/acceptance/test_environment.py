@@ -29,6 +29,9 @@ HONOURED: list[tuple[str, str, str, str, Any]] = [
     ("BRAiN", "WORKER_CONCURRENCY", "2", "worker_concurrency", 2),
     ("BRAiN", "OLLAMA_HOST", "http://ollama:11434", "ollama_host", "http://ollama:11434"),
     ("BRAiN", "OLLAMA_MODEL", "qwen2.5:0.5b", "ollama_model", "qwen2.5:0.5b"),
+    ("ZBrain", "ZDB_DATA", "/var/lib/zdb", "data_dir", Path("/var/lib/zdb")),
+    ("ZBrain", "ZWORKER_MODE", "docker", "command_mode", "docker"),
+    ("ZBrain", "ZWORKER_TEMP_DIR", "/tmp/zworker", "command_temp_dir", Path("/tmp/zworker")),  # noqa: S108
     ("ZBrain", "ZBRAIN_LEASE_TTL", "300", "lease_seconds", 300.0),
     ("ZBrain", "ZBRAIN_POLL_INTERVAL", "5", "poll_interval_seconds", 5.0),
     ("ZBrain", "ZBRAIN_MAX_RETRIES", "3", "max_attempts", 4),

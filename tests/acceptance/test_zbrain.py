@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from commanding import commands
 from in_process import running, soon
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from benchmarks.measures.catalogue import MEASURES
 from queue_pg.tasks import Tasks, current_job
 from queue_pg.testing import Clock
 
@@ -237,6 +239,67 @@ async def test_artifact_paths_that_lead_out_are_refused(api: httpx.AsyncClient, 
     assert (await api.get(f"/jobs/{job_id}/artifacts")).json()["artifacts"] == []
 
 
+# -- process jobs ------------------------------------------------------------------------------------------------------
+
+
+async def run_command(api: httpx.AsyncClient, *cmd: str, **payload: Any) -> dict[str, Any]:
+    """Run a command of one attempt to its end; give its job."""
+    body = {"kind": "command", "max_attempts": 1, "payload": {"cmd": list(cmd), **payload}}
+    job_id = (await submit(api, **body))["id"]
+    ended: dict[str, Any] = (await api.get(f"/jobs/{job_id}?wait=60")).json()
+    return ended
+
+
+def touched(folder: Path) -> list[Path]:
+    return list(folder.rglob("pwned"))
+
+
+async def test_argv_never_reaches_a_shell(dsn: str, api: httpx.AsyncClient, tmp_path: Path) -> None:
+    touch = f"touch {tmp_path}/pwned"
+    words = [
+        f"$({touch})",
+        f"`{touch}`",
+        f"; {touch}",
+        f"| {touch}",
+        f"> {tmp_path}/pwned",
+        "$HOME",
+        "*",
+        "a  b",
+        "'\"",
+    ]
+    async with commands(dsn, tmp_path / "workspaces"):
+        said = await run_command(api, "printf", "%s\\n", *words)
+    assert (said["state"], said["result"]["stdout"].splitlines()) == ("completed", words)
+    assert touched(tmp_path) == []
+
+
+async def test_a_process_gets_its_input_environment_and_timeout(
+    dsn: str, api: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    async with commands(dsn, tmp_path):
+        given = {"question": "é"}
+        read = await run_command(api, "cat", input=given)
+        told = await run_command(api, "printenv", "GIVEN", env={"GIVEN": "by the job"})
+        late = await run_command(api, "sleep", "600", timeout_secs=0.5)
+        bad = await run_command(api, "sh", "-c", "echo to stderr >&2; exit 7")
+        kept = await run_command(api, "cp", "/dev/null", "artifacts/empty.txt")
+    assert json.loads(read["result"]["stdout"]) == given
+    assert told["result"]["stdout"] == "by the job\n"
+    assert (late["state"], late["error"]["code"]) == ("failed", "timeout")
+    assert (bad["state"], bad["error"]["code"], bad["error"]["exit_code"]) == ("failed", "exit_code", 7)
+    assert bad["error"]["stderr"] == "to stderr\n"
+    [artifact] = kept["result"]["artifacts"]
+    assert (artifact["name"], artifact["sha256"]) == ("empty.txt", hashlib.sha256(b"").hexdigest())
+
+
+async def test_only_commands_of_the_allow_list_are_run(dsn: str, api: httpx.AsyncClient, tmp_path: Path) -> None:
+    async with commands(dsn, tmp_path, commands="echo {text}"):
+        fine = await run_command(api, "echo", "a; b")
+        refused = [await run_command(api, *cmd) for cmd in (("rm", "-rf", "x"), ("echo", "-n"), ("echo", "a", "b"))]
+    assert fine["result"]["stdout"] == "a; b\n"
+    assert {job["error"]["code"] for job in refused} == {"command_not_allowed"}
+
+
 # -- the order of events -----------------------------------------------------------------------------------------------
 
 
@@ -340,3 +403,23 @@ async def test_topics_of_jobs_are_broadcast_in_order(api: httpx.AsyncClient) -> 
             told = json.loads(await soon(socket.recv()))
             heard.setdefault(told["id"], []).append(told["type"])
     assert heard == {job_id: ["submitted", "started", "completed"] for job_id in ids}
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("figure", "measure", "metric", "at_least", "at_most"),
+    [
+        ("more than 10,000 submissions a second", "bulk", "rate", 10_000, None),
+        ("more than 50,000 events a second", "events", "rate", 50_000, None),
+        ("less than 1 ms for a submission", "submit_latency", "p50", None, 1),
+        ("less than 100 ms from submission to assignment", "flow_latency", "p99", None, 100),
+        ("less than 10 ms until an event is delivered", "event_latency", "p99", None, 10),
+    ],
+)
+def test_bench_measures_the_five_figures(
+    figure: str, measure: str, metric: str, at_least: float | None, at_most: float | None
+) -> None:
+    targets = [target for target in MEASURES[measure].TARGETS if target.relation == "value"]
+    assert (metric, at_least, at_most) in {(each.metric, each.at_least, each.at_most) for each in targets}, figure

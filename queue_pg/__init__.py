@@ -61,6 +61,7 @@ from queue_pg.models import (
     NewJob,
     Page,
     Parent,
+    Plan,
     QueueStats,
     Snooze,
     Step,
@@ -71,6 +72,7 @@ from queue_pg.models import (
 from queue_pg.payloads import Unreadable
 from queue_pg.schedules import NewSchedule, Schedule, Timing
 from queue_pg.suspension import Suspended
+from queue_pg.task_model import NewTask, TaskInfo, TaskPage
 from queue_pg.tasks import JobContext, Task, Tasks, current_job, task, use_queue
 from queue_pg.template_model import JobTemplate
 
@@ -123,10 +125,12 @@ __all__ = [
     "MigrationDiverged",
     "NewJob",
     "NewSchedule",
+    "NewTask",
     "NotMigrated",
     "Page",
     "Parent",
     "PayloadTooLarge",
+    "Plan",
     "Queue",
     "QueuePgError",
     "QueueStats",
@@ -142,6 +146,8 @@ __all__ = [
     "Suspended",
     "SyncQueue",
     "Task",
+    "TaskInfo",
+    "TaskPage",
     "Tasks",
     "TemplateNotFound",
     "Timing",

@@ -232,6 +232,12 @@ def page_size(limit: Any) -> int:
     return limit
 
 
+def page_offset(offset: Any, largest: int) -> int:
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset <= largest:
+        raise InvalidJob("offset", f"must be an integer from 0 to {largest:,}; go on with a cursor")
+    return offset
+
+
 def before(cursor: str | None) -> UUID | None:
     """Return the id that a cursor of `page` stands for."""
     if cursor is None:

@@ -40,6 +40,7 @@ from queue_pg.models import (
     WorkerInfo,
 )
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
+from queue_pg.planning import AsyncPlanning
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.pulling import AsyncPulling
 from queue_pg.reading import AsyncReading
@@ -65,6 +66,7 @@ class Queue(
     AsyncArtifacts,
     AsyncTemplating,
     AsyncLimiting,
+    AsyncPlanning,
 ):
     """The queue in one Postgres database.
 

@@ -43,6 +43,7 @@ from queue_pg.models import (
     WorkerInfo,
 )
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES
+from queue_pg.planning_sync import SyncPlanning
 from queue_pg.pool_sync import SyncPool, lend
 from queue_pg.pulling_sync import SyncPulling
 from queue_pg.reading_sync import SyncReading
@@ -68,6 +69,7 @@ class SyncQueue(
     SyncArtifacts,
     SyncTemplating,
     SyncLimiting,
+    SyncPlanning,
 ):
     """The queue in one Postgres database.
 

@@ -185,6 +185,21 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Outcome: the job waits for these subtasks, and is completed with the list of their results.
+
+    Each is a job of `kind` in `queue` with the payload {"task_id", "subtask_id", "description", "priority"}. The first
+    that fails for good fails the job.
+    """
+
+    subtasks: Sequence[str]
+    queue: str = "work_queue"
+    kind: str = "subtask"
+    max_attempts: int | None = None
+    timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Submitted:
     """One job of `Queue.submit_many`. `created` is false when its unique key already named this job."""
 
@@ -333,7 +348,8 @@ class Outcome(NamedTuple):
     """How a claimed job ends, as one entry of `queue_pg.finish`. `result` and `error` are JSON text.
 
     `outcome` is complete, fail (retried while attempts are left), discard (fail, never retried), snooze, wait (for what
-    its steps wait for) and release (back to the queue, burning no attempt) or cancel. `delay` is for fail and snooze.
+    its steps wait for), plan (for the subtasks of the plan in `result`), release (back to the queue; these burn no
+    attempt) or cancel. `delay` is for fail and snooze.
     """
 
     id: UUID | str

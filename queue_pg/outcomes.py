@@ -1,4 +1,4 @@
-"""What a handler did, as the Outcome to record. Values are outcomes too: Snooze, Cancel and Fail are returned.
+"""What a handler did, as the Outcome to record. Values are outcomes too: Snooze, Cancel, Fail and Plan are returned.
 
 Nothing here raises, whatever a handler returned: the failure path must not fail.
 """
@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic_core import to_jsonable_python
 
 from queue_pg.errors import EventTimeout, InvalidJob, InvalidStep
-from queue_pg.models import Cancel, Fail, Outcome, Snooze
+from queue_pg.models import Cancel, Fail, Outcome, Plan, Snooze
 from queue_pg.payloads import DEFAULT_MAX_PAYLOAD_BYTES, encode_json, error_object, sanitise_text
 from queue_pg.suspension import is_suspension
 
@@ -26,9 +26,9 @@ def of_return(
 ) -> Outcome:
     """Return the outcome for a value that a handler returned.
 
-    Snooze, Cancel and Fail mean what they say; any other value is the result: JSON, or pydantic models, dataclasses,
-    datetimes and the like, which become JSON. A result that cannot be stored fails the job for good, since the same
-    handler would return it again.
+    Snooze, Cancel, Fail and Plan mean what they say; any other value is the result: JSON, or pydantic models,
+    dataclasses, datetimes and the like, which become JSON. A result that cannot be stored fails the job for good, since
+    the same handler would return it again.
     """
     if value is None:
         return Outcome(job_id, lease_token, "complete")
@@ -43,6 +43,8 @@ def of_return(
             delay = None if value.delay is None else _bounded(value.delay)
             error = _error(value.code, value.message, value.details)
             return Outcome(id=job_id, lease_token=lease_token, outcome=outcome, error=error, delay=delay)
+        if isinstance(value, Plan):
+            return Outcome(job_id, lease_token, "plan", result=_plan(value))
         result = encode_result(value, max_bytes=max_bytes)
     except InvalidJob as refused:
         return discarded(job_id, lease_token, "result_invalid", refused.message)
@@ -79,6 +81,15 @@ def encode_result(value: Any, *, max_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> 
     except Exception as error:  # serialisers of the user's raise what they like
         raise InvalidJob("result", f"is not JSON: {sanitise_text(error, 500)}") from None
     return encode_json(plain, field="result", max_bytes=max_bytes)
+
+
+def _plan(value: Plan) -> str:
+    plan: dict[str, Any] = {"subtasks": list(value.subtasks), "queue": value.queue, "kind": value.kind}
+    if value.max_attempts is not None:
+        plan["max_attempts"] = value.max_attempts
+    if value.timeout is not None:
+        plan["timeout_seconds"] = value.timeout.total_seconds()
+    return encode_json(plan, field="plan")
 
 
 def _error(code: object, message: object, details: Any = None) -> str:

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     max_payload_bytes: int = _from("MAX_PAYLOAD_BYTES", default=32 * MIB, ge=1, le=32 * MIB)
     unknown_kinds: Literal["auto", "refuse", "accept"] = _from("UNKNOWN_KINDS", default="auto")
 
+    # Tasks that are described in words: who plans them, and the queue of their subtasks.
+    planner: Literal["rules", "llm"] = _from("PLANNER", default="rules")
+    subtask_queue: str = _from("SUBTASK_QUEUE", default="work_queue", min_length=1, max_length=200)
+
     # What artifacts may take, in the whole instance.
     max_artifact_bytes: int | None = _from("MAX_ARTIFACT_BYTES", ge=0, le=1024 * 1024 * MIB)
     max_artifacts: int | None = _from("MAX_ARTIFACTS", ge=0, le=1_000_000)

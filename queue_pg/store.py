@@ -156,6 +156,12 @@ async def dependencies(
     return rows.dependencies(found[0]) if found else None
 
 
+async def task_description(conn: AsyncConnection[Any], subtask_id: UUID) -> str | None:
+    """Return the description of the task whose subtask this job is."""
+    found = await _all(conn, "task_description", {"id": subtask_id})
+    return found[0]["description"] if found else None
+
+
 # --- events -----------------------------------------------------------------------------------------------------------
 
 

@@ -159,6 +159,12 @@ def dependencies(
     return rows.dependencies(found[0]) if found else None
 
 
+def task_description(conn: Connection[Any], subtask_id: UUID) -> str | None:
+    """Return the description of the task whose subtask this job is."""
+    found = _all(conn, "task_description", {"id": subtask_id})
+    return found[0]["description"] if found else None
+
+
 # --- events -----------------------------------------------------------------------------------------------------------
 
 

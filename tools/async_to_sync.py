@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "store", "schedule_store", "batch_store", "artifact_store", "step_store", "pool", "waiting", "feed", "pulling",
-    "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "limit_store",
+    "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "planning", "limit_store",
     "limiting", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
@@ -37,6 +37,7 @@ NAMES = {
     "AsyncGenerator": "Generator",
     "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncLimiting": "SyncLimiting",
+    "AsyncPlanning": "SyncPlanning",
     "AsyncPool": "SyncPool",
     "AsyncPulling": "SyncPulling",
     "AsyncReading": "SyncReading",
@@ -63,6 +64,7 @@ NAMES = {
     "feed": "feed_sync",
     "fetch_async": "fetch_sync",
     "limiting": "limiting_sync",
+    "planning": "planning_sync",
     "pulling": "pulling_sync",
     "reading": "reading_sync",
     "scheduling": "scheduling_sync",

@@ -295,6 +295,7 @@ declare
   v_max_jobs integer := least(greatest(coalesce(cancel_batch.max_jobs, 1000), 1), 10000);
   v_ids uuid[];
   v_workers text[];
+  v_tasks uuid[];
 begin
   perform from queue_pg.close_batch(cancel_batch.id);
   select b.* into v_batch from queue_pg.batches b where b.id = cancel_batch.id;
@@ -304,10 +305,11 @@ begin
   if v_batch.cancelled_at is null then
     update queue_pg.batches b set cancelled_at = queue_pg.now() where b.id = cancel_batch.id;
   end if;
-  select array_agg(p.id order by p.id), array_agg(distinct p.worker_id) filter (where p.state = 'running')
-  into v_ids, v_workers
+  select array_agg(p.id order by p.id), array_agg(distinct p.worker_id) filter (where p.state = 'running'),
+    array_agg(p.id) filter (where p.parents_left > 0)
+  into v_ids, v_workers, v_tasks
   from (
-    select j.id, j.state, j.worker_id from queue_pg.jobs j
+    select j.id, j.state, j.worker_id, j.parents_left from queue_pg.jobs j
     where j.batch_id = cancel_batch.id and j.id > v_after
     order by j.id limit v_max_jobs for update) p;
   cancelled := coalesce(cardinality(v_ids), 0);
@@ -319,6 +321,9 @@ begin
       v_ids, array_fill('cancelled'::queue_pg.job_state, array[cancelled]), array_fill(null::jsonb, array[cancelled]),
       array_fill(v_error, array[cancelled]));
     perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
+    if v_tasks is not null then
+      perform queue_pg.cancel_subtasks(v_tasks, v_error);
+    end if;
   end if;
   last_id := case when cancelled = v_max_jobs then v_ids[cancelled] end;
   return next;

@@ -2,7 +2,7 @@
 
 -- Ends an unfinished job as cancelled, at once, whatever its state. A running one loses its lease here: its worker is
 -- told by NOTIFY queue_pg_cancel or notices by polling, and nothing it still writes counts.
--- Returns the job. An already cancelled job is returned as it is; a completed or failed one raises QP002.
+-- A task that waits for its subtasks takes them along. Returns the job. An already cancelled job is returned as it is; a completed or failed one raises QP002.
 create or replace function queue_pg.cancel(id uuid, reason text default null) returns setof queue_pg.all_jobs
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -21,6 +21,9 @@ begin
         array[v_job.id], array['cancelled']::queue_pg.job_state[], array[null]::jsonb[], array[v_error]);
       if v_job.state = 'running' and (select s.notify from queue_pg.settings s) then
         perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));
+      end if;
+      if v_job.parents_left > 0 then
+        perform queue_pg.cancel_subtasks(array[v_job.id], v_error);
       end if;
       exit;
     end if;
@@ -43,7 +46,8 @@ comment on function queue_pg.cancel is 'Ends an unfinished job as cancelled, a r
 -- was. Any other state raises QP002. A deadline that has passed is dropped: whoever retries wants it run. Finished steps
 -- are kept, so that it goes on after the last one; `fresh`: they are done again. A job that failed because an event did
 -- not come in time waits for it anew.
--- One that ended while it waited for parents waits for those that live again, and takes the others as they are.
+-- One that ended while it waited for parents waits for those that live again, and takes the others as they are. Of a task
+-- the subtasks are retried that did not complete.
 create or replace function queue_pg.retry(id uuid, max_attempts integer default null, fresh boolean default false)
 returns setof queue_pg.all_jobs
 language plpgsql
@@ -55,6 +59,7 @@ declare
   v_job queue_pg.finished_jobs;
   v_state text;
   v_parents_left integer;
+  v_planned boolean;
 begin
   if retry.max_attempts is not null and retry.max_attempts not between 1 and 1000 then
     perform queue_pg.raise_invalid('max_attempts', 'must be from 1 to 1000');
@@ -78,7 +83,10 @@ begin
   update queue_pg.unique_keys u set expires_at = null
   where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
 
-  v_parents_left := case when v_job.parents_left > 0 then queue_pg.rejoin_parents(v_job.id) end;
+  if v_job.parents_left > 0 then
+    v_planned := queue_pg.retry_subtasks(v_job.id, retry.max_attempts, retry.fresh);
+    v_parents_left := queue_pg.rejoin_parents(v_job.id);
+  end if;
 
   insert into queue_pg.jobs (
     id, run_at, created_at, lease_token, logged_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload,
@@ -104,7 +112,8 @@ begin
   end if;
   perform queue_pg.record_events(
     array[v_job.id], array['retried'], array[jsonb_build_object('was', v_job.state, 'error', v_job.error)]);
-  if v_parents_left = 0 then
+  -- A subtask may have ended since, and not well.
+  if v_parents_left = 0 or v_planned then
     perform queue_pg.recheck_children(array[v_job.id]);
   end if;
   return query select a.* from queue_pg.job(retry.id) a;

@@ -130,10 +130,12 @@ begin
 end
 $$;
 
--- Changes children that the caller has locked: `settled` of the parents each waits for have ended, and `faults` says which
--- must not run because of one. Returns those that ended by it and are awaited themselves, with their states.
+-- Changes children that the caller has locked: `settled` of the parents each waits for have ended, `faults` says which
+-- must not run because of one, and `planned` which are tasks that wait for their subtasks: these are completed instead of
+-- released. Returns those that ended by it and are awaited themselves, with their states.
 create or replace function queue_pg.change_children(
-  children uuid[], settled integer[], faults jsonb[], out parents uuid[], out states queue_pg.job_state[])
+  children uuid[], settled integer[], faults jsonb[], planned boolean[], out parents uuid[],
+  out states queue_pg.job_state[])
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -150,6 +152,11 @@ declare
   v_awaited boolean[];
   v_ready uuid[];
   v_templates uuid[];
+  v_tasks uuid[];
+  v_tasks_awaited boolean[];
+  v_done uuid[] := '{}';
+  v_done_awaited boolean[] := '{}';
+  v_outputs jsonb[] := '{}';
   v_counting uuid[];
   v_lefts integer[];
   v_template record;
@@ -165,17 +172,22 @@ begin
   select
     coalesce(array_agg(c.id) filter (where c.fault is not null), '{}'),
     coalesce(array_agg((c.fault ->> 'end')::queue_pg.job_state) filter (where c.fault is not null), '{}'),
-    coalesce(array_agg(c.fault -> 'error') filter (where c.fault is not null), '{}'),
+    coalesce(array_agg(case when c.planned then queue_pg.subtask_error(c.id, c.fault -> 'error')
+      else c.fault -> 'error' end) filter (where c.fault is not null), '{}'),
     coalesce(array_agg(c.awaited) filter (where c.fault is not null), '{}'),
     array_agg(c.id) filter (where c.fault is null and c.parents_left <= 0 and not c.has_template),
     array_agg(c.id) filter (where c.fault is null and c.parents_left <= 0 and c.has_template),
+    array_agg(c.id) filter (where c.fault is null and c.parents_left <= 0 and c.planned),
+    array_agg(c.awaited) filter (where c.fault is null and c.parents_left <= 0 and c.planned),
     array_agg(c.id) filter (where c.fault is null and c.parents_left > 0),
     array_agg(c.parents_left) filter (where c.fault is null and c.parents_left > 0)
-  into v_ending, v_ends, v_errors, v_awaited, v_ready, v_templates, v_counting, v_lefts
+  into v_ending, v_ends, v_errors, v_awaited, v_ready, v_templates, v_tasks, v_tasks_awaited, v_counting, v_lefts
   from (
-    select j.id, j.awaited, a.fault, j.parents_left - a.settled as parents_left,
-      case when a.fault is null and j.parents_left <= a.settled then strpos(j.payload::text, '{{') > 0 end as has_template
-    from unnest(children, settled, faults) as a (id, settled, fault)
+    select j.id, j.awaited, a.fault, a.planned, j.parents_left - a.settled as parents_left,
+      -- Null of a task: it has had its turn.
+      case when a.fault is null and j.parents_left <= a.settled and not a.planned
+        then strpos(j.payload::text, '{{') > 0 end as has_template
+    from unnest(children, settled, faults, planned) as a (id, settled, fault, planned)
     join queue_pg.jobs j on j.id between a.id and a.id
     where j.parents_left > 0) c;
 
@@ -200,6 +212,20 @@ begin
       update queue_pg.unique_keys u set template_md5 = md5(v_template.payload::text)
       where u.org = v_template.org and u.unique_key = v_template.unique_key and u.job_id = v_template.id;
     end if;
+  end loop;
+
+  for v_nr in 1..coalesce(cardinality(v_tasks), 0) loop
+    begin
+      v_outputs := array_append(v_outputs, queue_pg.gather_subtasks(v_tasks[v_nr]));
+      v_done := array_append(v_done, v_tasks[v_nr]);
+      v_done_awaited := array_append(v_done_awaited, v_tasks_awaited[v_nr]);
+    exception when others then
+      v_reason := sqlerrm;
+      v_ending := array_append(v_ending, v_tasks[v_nr]);
+      v_ends := array_append(v_ends, 'failed'::queue_pg.job_state);
+      v_errors := array_append(v_errors, jsonb_build_object('code', 'output_error', 'message', left(v_reason, 2000)));
+      v_awaited := array_append(v_awaited, v_tasks_awaited[v_nr]);
+    end;
   end loop;
 
   if v_counting is not null then
@@ -250,8 +276,19 @@ begin
         v_errors[v_bite * 500 + 1:v_bite * 500 + 500]) as e (id, state, error);
     end loop;
     perform queue_pg.retire(v_ending, v_ends, array_fill(null::jsonb, array[cardinality(v_ending)]), v_errors, null, false);
+  end if;
+  if v_done <> '{}' then
+    -- retire() tells of ends as completed by itself.
+    perform queue_pg.retire(v_done, null, v_outputs, null, null, false);
+  end if;
+  if v_ending <> '{}' or v_done <> '{}' then
     select array_agg(e.id), array_agg(e.state) into parents, states
-    from unnest(v_ending, v_ends, v_awaited) as e (id, state, awaited) where e.awaited;
+    from (
+      select u.id, u.state, u.awaited from unnest(v_ending, v_ends, v_awaited) as u (id, state, awaited)
+      union all
+      select u.id, 'completed', u.awaited from unnest(v_done, v_done_awaited) as u (id, awaited)
+    ) e
+    where e.awaited;
   end if;
 end
 $$;
@@ -275,6 +312,7 @@ declare
   v_children uuid[];
   v_settled integer[];
   v_faults jsonb[];
+  v_planned boolean[];
   v_lock record;
   v_skipped jsonb;
   v_rounds integer := 0;
@@ -285,11 +323,13 @@ begin
       update queue_pg.dependencies d set outcome = p.state
       from unnest(v_parents, v_states) as p (id, state)
       where d.parent_id between p.id and p.id and d.outcome is null
-      returning d.child_id, d.name, queue_pg.fault_of(d.parent_id, d.name, d.outcome, d.on_unsuccessful) as fault
+      returning d.child_id, d.name, queue_pg.fault_of(d.parent_id, d.name, d.outcome, d.on_unsuccessful) as fault,
+        d.subtask is not null as planned
     )
-    select array_agg(c.child_id), array_agg(c.settled), array_agg(c.fault) into v_children, v_settled, v_faults
+    select array_agg(c.child_id), array_agg(c.settled), array_agg(c.fault), array_agg(c.planned)
+    into v_children, v_settled, v_faults, v_planned
     from (
-      select t.child_id, count(*)::integer as settled,
+      select t.child_id, count(*)::integer as settled, bool_or(t.planned) as planned,
         (array_agg(t.fault order by t.fault ->> 'end' desc, t.name) filter (where t.fault is not null))[1] as fault
       from told t group by t.child_id order by t.child_id) c;
     exit when v_children is null;
@@ -303,12 +343,13 @@ begin
     if v_lock.skipped <> '{}' then
       perform queue_pg.defer_children(v_lock.skipped);
       v_skipped := jsonb_object(v_lock.skipped::text[], v_lock.skipped::text[]);
-      select array_agg(c.id), array_agg(c.settled), array_agg(c.fault) into v_children, v_settled, v_faults
-      from unnest(v_children, v_settled, v_faults) as c (id, settled, fault)
+      select array_agg(c.id), array_agg(c.settled), array_agg(c.fault), array_agg(c.planned)
+      into v_children, v_settled, v_faults, v_planned
+      from unnest(v_children, v_settled, v_faults, v_planned) as c (id, settled, fault, planned)
       where not v_skipped ? c.id::text;
     end if;
     select c.parents, c.states into v_parents, v_states
-    from queue_pg.change_children(v_children, v_settled, v_faults) c;
+    from queue_pg.change_children(v_children, v_settled, v_faults, v_planned) c;
   end loop;
 end
 $$;
@@ -327,15 +368,18 @@ declare
   v_lock record := queue_pg.lock_children(children);
   v_settled integer[];
   v_faults jsonb[];
+  v_planned boolean[];
   v_parents uuid[];
   v_states queue_pg.job_state[];
 begin
   if v_lock.skipped <> '{}' then
     perform queue_pg.defer_children(v_lock.skipped);
   end if;
-  select array_agg(c.settled order by c.nr), array_agg(c.fault order by c.nr) into v_settled, v_faults
+  select array_agg(c.settled order by c.nr), array_agg(c.fault order by c.nr), array_agg(c.planned order by c.nr)
+  into v_settled, v_faults, v_planned
   from (
-    select l.nr, j.parents_left - (count(d.child_id) filter (where d.outcome is null))::integer as settled,
+    select l.nr, coalesce(bool_or(d.subtask is not null), false) as planned,
+      j.parents_left - (count(d.child_id) filter (where d.outcome is null))::integer as settled,
       (array_agg(f.fault order by f.fault ->> 'end' desc, d.name) filter (where f.fault is not null))[1] as fault
     from unnest(v_lock.locked) with ordinality as l (id, nr)
     join queue_pg.jobs j on j.id between l.id and l.id
@@ -343,7 +387,7 @@ begin
     cross join lateral (select queue_pg.fault_of(d.parent_id, d.name, d.outcome, d.on_unsuccessful) as fault) f
     group by l.nr, j.parents_left) c;
   select c.parents, c.states into v_parents, v_states
-  from queue_pg.change_children(v_lock.locked, v_settled, v_faults) c;
+  from queue_pg.change_children(v_lock.locked, v_settled, v_faults, v_planned) c;
   perform queue_pg.release_children(v_parents, v_states);
 end
 $$;
@@ -376,7 +420,7 @@ comment on function queue_pg.settle(integer) is
   'Releases or ends children that were locked when a parent ended; returns how many it looked at.';
 
 -- For retry(): makes a child that ended before it was released wait for those of its parents that live again, and returns
--- how many do. The others are taken as they are: whoever retries wants it run.
+-- how many do. The others are taken as they are: whoever retries wants it run. Not so subtasks, which their task follows.
 create or replace function queue_pg.rejoin_parents(child_id uuid) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -397,7 +441,8 @@ begin
   update queue_pg.dependencies d set outcome = null
   where d.child_id = rejoin_parents.child_id and d.parent_id = any (v_live);
   update queue_pg.dependencies d
-  set outcome = coalesce(d.outcome, queue_pg.state_of(d.parent_id)::queue_pg.job_state, 'cancelled'), on_unsuccessful = 'run'
+  set outcome = coalesce(queue_pg.state_of(d.parent_id)::queue_pg.job_state, d.outcome, 'cancelled'),
+    on_unsuccessful = case when d.subtask is null then 'run' else d.on_unsuccessful end
   where d.child_id = rejoin_parents.child_id and d.parent_id <> all (v_live);
   select count(*) into v_left from queue_pg.dependencies d
   where d.child_id = rejoin_parents.child_id and d.outcome is null;

@@ -11,8 +11,8 @@
 create or replace function queue_pg.reserved_events() returns text[]
 language sql immutable parallel safe
 return array[
-  'submitted', 'promoted', 'started', 'completed', 'failed', 'snoozed', 'suspended', 'signalled', 'released', 'cancelled',
-  'lease_lost', 'retried', 'reprioritized', 'expired', 'truncated', 'forgotten', 'end'];
+  'submitted', 'promoted', 'started', 'completed', 'failed', 'snoozed', 'suspended', 'planned', 'signalled', 'released',
+  'cancelled', 'lease_lost', 'retried', 'reprioritized', 'expired', 'truncated', 'forgotten', 'end'];
 
 comment on function queue_pg.reserved_events() is 'Types of events that queue_pg.append_events() refuses.';
 

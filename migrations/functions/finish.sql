@@ -36,6 +36,7 @@ $$;
 --   discard   failed, never retried
 --   snooze    runs again after `delay`; burns no attempt
 --   wait      runs again when what it waits for is over, now if it is (see steps.sql); burns no attempt
+--   plan      waits for the subtasks of the plan that its result is, and ends by their ends (see tasks.sql)
 --   release   back to the queue now; burns no attempt
 --   cancel    ends as cancelled
 -- Rows are locked in the order of their ids, so that overlapping batches cannot deadlock. "Running" is tested as
@@ -73,11 +74,11 @@ declare
   v_counted boolean;
 begin
   select o into v_unknown from unnest(outcomes) o
-  where o is null or o not in ('complete', 'fail', 'discard', 'snooze', 'wait', 'release', 'cancel') limit 1;
+  where o is null or o not in ('complete', 'fail', 'discard', 'snooze', 'wait', 'plan', 'release', 'cancel') limit 1;
   if found or cardinality(ids) is distinct from cardinality(outcomes)
     or cardinality(ids) is distinct from cardinality(lease_tokens) then
     perform queue_pg.raise_invalid('outcomes',
-      'one of complete, fail, discard, snooze, wait, release, cancel for each id and lease_token');
+      'one of complete, fail, discard, snooze, wait, plan, release, cancel for each id and lease_token');
   end if;
 
   if 'complete' = all (outcomes) then
@@ -129,12 +130,13 @@ begin
         when t.outcome = 'complete' then 'completed'
         when t.outcome = 'cancel' then 'cancelled'
         when t.outcome = 'discard' then 'failed'
+        when t.outcome = 'plan' then 'waiting'
         when t.outcome = 'fail' and (t.attempt >= t.max_attempts or t.next_run_at >= t.expires_at) then 'failed'
         when t.next_run_at > v_now then 'scheduled'
         else 'queued' end::queue_pg.job_state as next_state
     from timed t
   )
-  select array_agg(d.id), array_agg(d.next_state), array_agg(case when d.outcome = 'complete' then d.result end),
+  select array_agg(d.id), array_agg(d.next_state), array_agg(case when d.outcome in ('complete', 'plan') then d.result end),
     array_agg(case when d.outcome in ('fail', 'discard', 'cancel') then d.error end), array_agg(d.next_run_at),
     array_agg(d.outcome), array_agg(d.lease_token), array_agg(d.next_state in ('completed', 'failed', 'cancelled')),
     bool_or(d.counted is not null)
@@ -158,25 +160,31 @@ begin
           as u (id, state, run_at, outcome, token, nr)
       ) w;
     end if;
+    if 'plan' = any (v_outcomes) then
+      perform queue_pg.add_subtasks(u.id, u.plan)
+      from unnest(v_ids, v_outcomes, v_results) as u (id, outcome, plan) where u.outcome = 'plan';
+    end if;
     if exists (select from unnest(v_outcomes) o where o <> 'complete') then
       perform queue_pg.record_events(e.ids, e.types, e.data) from (
         select array_agg(d.id) as ids, array_agg(d.type) as types, array_agg(d.data) as data
         from (
           select u.id,
             case u.outcome when 'fail' then 'failed' when 'discard' then 'failed' when 'snooze' then 'snoozed'
-              when 'wait' then 'suspended'
+              when 'wait' then 'suspended' when 'plan' then 'planned'
               when 'release' then 'released' else 'cancelled' end as type,
             case when u.outcome in ('snooze', 'wait', 'fail') and not u.ended
               then jsonb_build_object('error', u.error, 'run_at', u.run_at)
+              when u.outcome = 'plan' then jsonb_build_object('subtasks', jsonb_array_length(u.result -> 'subtasks'))
               else jsonb_build_object('error', u.error) end as data
-          from unnest(v_ids, v_outcomes, v_errors, v_run_at, v_ended) as u (id, outcome, error, run_at, ended)
+          from unnest(v_ids, v_outcomes, v_errors, v_run_at, v_ended, v_results)
+            as u (id, outcome, error, run_at, ended, result)
           where u.outcome <> 'complete'
         ) d
       ) e;
     end if;
     if false = any (v_ended) then
       update queue_pg.jobs j
-      set state = u.state, run_at = case when u.outcome = 'release' then j.run_at else u.run_at end,
+      set state = u.state, run_at = case when u.outcome in ('release', 'plan') then j.run_at else u.run_at end,
         attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'wait', 'release') then 1 else 0 end, 0),
         error = coalesce(u.error, j.error), lease_expires_at = null
       from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
@@ -201,7 +209,7 @@ end
 $$;
 
 comment on function queue_pg.finish is
-  'Ends attempts in a batch, each fenced by (id, lease_token): complete, fail, discard, snooze, wait, release or cancel.';
+  'Ends attempts in a batch, each fenced by (id, lease_token): complete, fail, discard, snooze, wait, plan, release or cancel.';
 
 -- One entry of finish(), for psql and for clients that finish jobs one by one. Returns the new state; a stale lease
 -- raises QP003.

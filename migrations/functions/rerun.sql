@@ -32,7 +32,7 @@ comment on function queue_pg.merge_patch(jsonb, jsonb) is 'JSON Merge Patch: obj
 -- attempts of its own. Of the origin it has everything that is not given but what is the origin's alone: unique key,
 -- deadline, parent, batch, and the time at which it was to start. `payload` replaces the payload, `payload_patch` is merged
 -- into it, `model` is a shorthand for the field model of the payload of a chat job. One whose payload still lacks what its
--- parents make, because it waits for them or ended while it did, waits for the same parents.
+-- parents make, because it waits for them or ended while it did, waits for the same parents. A task is planned anew.
 create or replace function queue_pg.rerun(
   id uuid,
   payload jsonb default null,
@@ -85,7 +85,7 @@ begin
 
   select jsonb_agg(jsonb_build_object('job', d.parent_id, 'name', d.name, 'on_unsuccessful', d.on_unsuccessful))
   into v_parents from queue_pg.dependencies d
-  where d.child_id = v_origin.id and (
+  where d.child_id = v_origin.id and not queue_pg.is_planned(v_origin.id) and (
     exists (select from queue_pg.jobs j where j.id = v_origin.id and j.parents_left > 0)
     or exists (select from queue_pg.finished_jobs f where f.id = v_origin.id and f.parents_left > 0));
   if v_parents is not null then
@@ -99,6 +99,20 @@ begin
     update queue_pg.jobs j set rerun_of = v_origin.id, cost = v_origin.cost, limit_key = v_origin.limit_key
     where j.id = v_id;
     update queue_pg.finished_jobs f set rerun_of = v_origin.id where f.id = v_id;
+    return query select j.* from queue_pg.job(v_id) j;
+    return;
+  end if;
+
+  if v_origin.kind = 'plan' and v_payload ->> 'planner' = 'rules' then
+    v_id := (
+      select r.id from queue_pg.submit_by_rules(jsonb_strip_nulls(jsonb_build_object(
+        'kind', v_origin.kind, 'queue', coalesce(rerun.queue, v_origin.queue),
+        'priority', coalesce(rerun.priority, v_origin.priority), 'run_at', v_run_at, 'org', v_origin.org,
+        'max_attempts', coalesce(rerun.max_attempts, v_origin.max_attempts), 'traceparent', v_origin.traceparent,
+        'timeout_seconds', extract(epoch from coalesce(rerun.timeout, v_origin.timeout)),
+        'tags', to_jsonb(coalesce(rerun.tags, v_origin.tags)), 'limit_key', v_origin.limit_key, 'cost', v_origin.cost))
+        || jsonb_build_object('payload', v_payload, 'metadata', coalesce(rerun.metadata, v_origin.metadata))) r);
+    update queue_pg.jobs j set rerun_of = v_origin.id where j.id = v_id;
     return query select j.* from queue_pg.job(v_id) j;
     return;
   end if;

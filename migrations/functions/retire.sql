@@ -101,7 +101,7 @@ begin
     count(queue_pg.tell_transition(
       r.id, r.org::text, r.queue::text, r.kind::text, 'completed',
       greatest(r.last_event_seq, 1) + (r.promoted_at is not null)::integer
-        + (r.logged_token is distinct from r.lease_token)::integer + 1,
+        + (r.lease_token > 0 and r.logged_token is distinct from r.lease_token)::integer + 1,
       r.attempt::integer, r.worker_id)) filter (where v_observed and r.end_state = 'completed')
   into v_retired, v_watched, v_followed, v_batches, v_batch_states, v_awaited, v_ends, v_children, v_counted, v_orgs,
     v_queues, v_limit_keys

@@ -21,6 +21,14 @@ def load_settings(database_url: str | None = None) -> Settings:
     return Settings.load(database_url=database_url) if database_url else Settings.load()
 
 
+def served_queues(settings: Settings) -> str:
+    """Return the queues of workers that are to run all there is: QUEUES, else also that of subtasks."""
+    queues = settings.queues
+    if "queues" not in settings.model_fields_set and settings.subtask_queue not in queues:
+        queues = [*queues, settings.subtask_queue]
+    return ",".join(queues)
+
+
 def embedded_dsn(data_dir: Path) -> str | None:
     """Return the DSN of the embedded server of `data_dir` when it runs."""
     if not data_dir.is_dir():

@@ -50,7 +50,7 @@ def demo(
     An embedded Postgres (unless DATABASE_URL is set), the API, two worker processes, and about 200 real requests:
     sent to the model server of OPENAI_BASE_URL / OPENAI_API_KEY when set, else answered by a mock.
     """
-    from queue_pg.cli.connect import load_settings
+    from queue_pg.cli.connect import load_settings, served_queues
     from queue_pg.cli.process_tree import ProcessFailed
     from queue_pg.cli.system import Interrupted, Plan, require_free_port, run_system
     from queue_pg.cli.terminal import Screen
@@ -63,7 +63,7 @@ def demo(
         data_dir=settings.data_dir,
         port=api_port,
         api=["serve", "--host", "127.0.0.1", "--port", str(api_port)],
-        workers=[["worker", "--grace", "5"] for _ in range(WORKERS)],
+        workers=[["worker", "--queues", served_queues(settings), "--grace", "5"] for _ in range(WORKERS)],
     )
     screen = Screen(logs=verbose)
 

@@ -39,7 +39,7 @@ def dev(
 
     Nothing needs to be set up; DATABASE_URL replaces the embedded Postgres. Ctrl-C stops everything.
     """
-    from queue_pg.cli.connect import load_settings
+    from queue_pg.cli.connect import load_settings, served_queues
     from queue_pg.cli.system import Interrupted, Plan, require_free_port, run_system
     from queue_pg.cli.terminal import Screen
 
@@ -52,7 +52,9 @@ def dev(
         data_dir=settings.data_dir,
         port=api_port,
         api=["serve", "--host", "127.0.0.1", "--port", str(api_port), *again],
-        workers=[["worker", *([module] if module else []), "--grace", "5", *again]],
+        workers=[
+            ["worker", *([module] if module else []), "--queues", served_queues(settings), "--grace", "5", *again]
+        ],
         patient_workers=reload,
     )
     screen = Screen(logs=True)

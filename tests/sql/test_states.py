@@ -34,6 +34,7 @@ SQL = {
     "discard": 'select queue_pg.fail(%(id)s, %(token)s, \'{"code": "x"}\', retry => false)',
     "snooze": "select queue_pg.snooze(%(id)s, %(token)s, '1 hour')",
     "wait": "select queue_pg.wait(%(id)s, %(token)s)",
+    "plan": "select queue_pg.plan(%(id)s, %(token)s, '{a}')",
     "signal": "select queue_pg.signal(%(id)s, 'go')",
     "release": "select queue_pg.release(%(id)s, %(token)s)",
     "cancel (by handler)": "select queue_pg.finish_one(%(id)s, %(token)s, 'cancel', null, null, null)",
@@ -48,6 +49,7 @@ VARIANTS = {
     "reap (third loss)": "reap",
     "reap (past timeout)": "reap",
     "settle (run_at to come)": "settle",
+    "settle (subtasks)": "settle",
     "settle (cancel)": "settle",
     "settle (fail)": "settle",
     "settle (template)": "settle",
@@ -197,6 +199,16 @@ async def test_how_the_end_of_a_parent_settles_its_child(
     assert await read(conn, row[0]) == (EDGES["waiting", action][0], 0, 0)
     found = await (await conn.execute("select error ->> 'code' from queue_pg.job(%s)", row)).fetchone()
     assert found == (code,)
+
+
+async def test_the_end_of_its_last_subtask_settles_a_task(conn: psycopg.AsyncConnection) -> None:
+    job_id = await make(conn, "running")
+    await conn.execute("select queue_pg.plan(%s, 1, '{a}', queue => 'parents')", (job_id,))
+    before = await read(conn, job_id)
+    assert before[0] == "waiting"
+    await conn.execute("select queue_pg.claim('w', '{parents}')")
+    await conn.execute(SETTLE.format("complete"))
+    assert await read(conn, job_id) == (EDGES["waiting", "settle (subtasks)"][0], *before[1:])
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])

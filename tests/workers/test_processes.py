@@ -245,7 +245,7 @@ async def test_registry_by_attribute(dsn: str, queue: Queue) -> None:
         end = await finished(queue, (await queue.submit("other")).id)
         assert end.result == "other"
         [listed] = await queue.workers()
-        assert listed.kinds == ["chat", "other", "webhook"]
+        assert listed.kinds == ["chat", "other", "plan", "subtask", "webhook"]
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0
 

@@ -321,7 +321,7 @@ async def test_claims_only_kinds_it_knows_and_queues_it_serves(
         [listed] = await queue.workers()
         assert (listed.id, listed.kinds, listed.queues) == (
             worker.id,
-            ["chat", "known", "webhook"],
+            ["chat", "known", "plan", "subtask", "webhook"],
             ["default", "second"],
         )
     assert (await row(conn, foreign_id))["state"] == "queued"

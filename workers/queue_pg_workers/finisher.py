@@ -30,7 +30,7 @@ MAX_UNFLUSHED_BYTES = 64 * 1024 * 1024
 # argument". All else (disk full, failing over, a deadlock, a function that a migration replaces) passes, so we wait.
 _DATA_ERROR_CLASSES = ("22", "23", "54", "QP")
 
-_END_STATES = {"complete": "completed", "discard": "failed", "cancel": "cancelled"}
+_END_STATES = {"complete": "completed", "discard": "failed", "cancel": "cancelled", "plan": "waiting"}
 
 
 class Finisher:

@@ -13,7 +13,7 @@ from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
 from queue_pg.tasks import Task, current_job
 from queue_pg_workers.commands.runner import CommandRunner
-from queue_pg_workers.handlers import chat, command, webhook
+from queue_pg_workers.handlers import chat, command, plan, subtask, webhook
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
 
@@ -49,6 +49,24 @@ def chat_handler(provider: Provider) -> Handler:
         return await chat.run_chat(provider, payload)
 
     return _built_in(chat.KIND, run, chat.ChatPayload, chat.DESCRIPTION)
+
+
+def plan_handler(provider: Provider) -> Handler:
+    """Return the built-in handler of the kind `plan` on this provider."""
+
+    async def run(payload: plan.PlanPayload) -> Any:
+        return await plan.run_plan(provider, payload)
+
+    return _built_in(plan.KIND, run, plan.PlanPayload, plan.DESCRIPTION)
+
+
+def subtask_handler(provider: Provider) -> Handler:
+    """Return the built-in handler of the kind `subtask` on this provider."""
+
+    async def run(payload: subtask.SubtaskPayload) -> Any:
+        return await subtask.run_subtask(provider, payload, current_job())
+
+    return _built_in(subtask.KIND, run, subtask.SubtaskPayload, subtask.DESCRIPTION)
 
 
 def command_handler(runner: CommandRunner) -> Handler:
@@ -111,7 +129,12 @@ def handlers_of(
 
     Without `commands` there is none for the kind `command`: its jobs are left to other workers.
     """
-    built_in = [chat_handler(provider), webhook_handler(sender or WebhookSender(WebhookSettings()))]
+    built_in = [
+        chat_handler(provider),
+        plan_handler(provider),
+        subtask_handler(provider),
+        webhook_handler(sender or WebhookSender(WebhookSettings())),
+    ]
     if commands is not None:
         built_in.append(command_handler(commands))
     handlers = [*built_in, *(task_handler(task) for task in tasks)]

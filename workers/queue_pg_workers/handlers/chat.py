@@ -54,23 +54,39 @@ class ChatPayload(BaseModel):
         return ChatRequest(messages=messages, model=self.model, parameters=parameters, mock=self.mock or MockScript())
 
 
-async def run_chat(provider: Provider, payload: ChatPayload) -> dict[str, Any] | Snooze | Fail:
-    """Return {text, response, usage, finish_reason, model, provider}, or why there is no completion."""
+async def complete(provider: Provider, request: ChatRequest) -> dict[str, Any] | Snooze | Fail:
+    """Return a whole completion, or why there is none."""
     try:
-        response = await provider.complete(payload.request())
+        response = await provider.complete(request)
         require_finished(response)
     except Throttled as throttled:
         return Snooze(throttled.retry_after)
     except UpstreamFailure as failure:
         details = {"provider": provider.name} | ({} if failure.status is None else {"status": failure.status})
         return Fail(failure.message, code=failure.code, retry=failure.retry, details=details)
-    choice = response["choices"][0]
-    content = choice["message"].get("content")
+    return response
+
+
+def text_of(response: dict[str, Any]) -> str:
+    content = response["choices"][0]["message"].get("content")
+    return content if isinstance(content, str) else ""
+
+
+async def run_chat(provider: Provider, payload: ChatPayload) -> dict[str, Any] | Snooze | Fail:
+    """Return {text, response, usage, finish_reason, model, provider}, or why there is no completion."""
+    return await answer(provider, payload.request())
+
+
+async def answer(provider: Provider, request: ChatRequest) -> dict[str, Any] | Snooze | Fail:
+    """Return what `run_chat` returns for any request."""
+    response = await complete(provider, request)
+    if not isinstance(response, dict):
+        return response
     return {
-        "text": content if isinstance(content, str) else "",
+        "text": text_of(response),
         "response": response,
         "usage": response.get("usage"),
-        "finish_reason": choice["finish_reason"],
+        "finish_reason": response["choices"][0]["finish_reason"],
         "model": response.get("model"),
         "provider": provider.name,
     }

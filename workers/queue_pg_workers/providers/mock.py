@@ -15,6 +15,7 @@ DEFAULT_MODEL = "mock-1"
 _ANSWER_CHARS = 400
 _SUMMARY = re.compile(r"\b(summar|tl;?dr|in one sentence|in a sentence)", re.IGNORECASE)
 _INSTRUCTION_END = re.compile(r":\s|\n\s*\n")
+_LIST = re.compile(r"\bJSON (array|list) of strings\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])")
 _WORDS = ("the", "queue", "holds", "what", "you", "asked", "and", "answers", "in", "its", "own", "time")
 
@@ -83,7 +84,13 @@ class MockProvider:
 
 
 def answer_to(prompt: str, *, instructions: str = "") -> str:
-    """Return a short plausible answer: the first sentence of the text that prompt or instructions want summarised."""
+    """Return a short plausible answer: the first sentence of the text that prompt or instructions want summarised.
+
+    Where the instructions ask for a JSON list it is one.
+    """
+    if _LIST.search(instructions):
+        subject = _first_sentence(prompt)
+        return json.dumps([f"{part}: {subject}" for part in ("Prepare", "Carry out", "Check")])
     head, *body = _INSTRUCTION_END.split(prompt, maxsplit=1)
     if body and body[0].strip() and (_SUMMARY.search(head) or _SUMMARY.search(instructions)):
         return _first_sentence(body[0])

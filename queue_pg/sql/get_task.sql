@@ -1,0 +1,13 @@
+/* queue_pg:get_task */
+select
+  (select to_json(r) from (select
+    j.id, j.org, j.queue, j.kind, j.state, j.priority, j.run_at, j.attempt, j.max_attempts, j.lease_token,
+    j.lease_expires_at, j.worker_id, extract(epoch from j.timeout) as timeout_seconds, j.expires_at, j.unique_key,
+    j.limit_key, j.cost, j.parent_id, j.batch_id, j.tags, j.traceparent, j.created_at, j.started_at, j.finished_at,
+    j.rerun_of
+  ) r)::text as job,
+  j.payload::text as payload, j.result::text as result, j.error::text as error, j.metadata::text as metadata,
+  f.status, f.parent_task_id::text as parent_task_id, to_json(f.subtasks)::text as subtasks
+from queue_pg.job(queue_pg.find_task(%(id)s::text)) j
+cross join lateral queue_pg.task_facts(j.id, j.state, j.parent_id) f
+where %(org)s::text is null or j.org = %(org)s

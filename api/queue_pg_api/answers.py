@@ -108,6 +108,37 @@ class JobPage(Answer):
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null: this is the last.")
 
 
+class TaskSummary(Answer):
+    """A task as listed: without its output; `description` and `prompt` are null when they are very long."""
+
+    task_id: UUID
+    id: UUID = Field(description="The same; every task is a job.")
+    name: str | None
+    description: str | None
+    prompt: str | None
+    status: JobState = Field(description="While it waits for its subtasks: queued until one has started, then running.")
+    priority: int
+    created_at: datetime
+    scheduled_for: datetime | None
+    subtasks: list[str]
+    subtask_ids: list[str] = Field(description="`GET /tasks/{id}` reads them, too.")
+    error: dict[str, Any] | None
+    attempts: int
+    max_attempts: int
+    parent_task_id: UUID | None = Field(description="The task that it is a subtask of, or chained to.")
+
+
+class TaskAnswer(TaskSummary):
+    """A task."""
+
+    output: Any = Field(description="The result; of a planned task the list of its subtasks' results.")
+
+
+class TaskPageAnswer(Answer):
+    tasks: list[TaskSummary]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null: this is the last.")
+
+
 class BatchAnswer(Answer):
     """A batch. `scheduled`, `waiting`, `queued` and `running` are null in lists."""
 

@@ -32,6 +32,7 @@ from queue_pg_api.routes import (
     schedules,
     steps,
     system,
+    tasks,
     templates,
 )
 from queue_pg_api.routes.sockets import socket_routes
@@ -48,6 +49,7 @@ def all_endpoints() -> list[Endpoint]:
         *steps.endpoints,
         *pull.endpoints,
         *events.endpoints,
+        *tasks.endpoints,
         *batches.endpoints,
         *templates.endpoints,
         *cerebro.endpoints,

@@ -25,6 +25,7 @@ from queue_pg.models import (
 )
 from queue_pg.payloads import Unreadable, error_object
 from queue_pg.submission import CheckedJob
+from queue_pg.task_model import TaskInfo
 from queue_pg.template_model import JobTemplate
 from queue_pg_api.answers import CerebroStatus, ZbrainState
 from queue_pg_api.schemas import ErrorDetails
@@ -83,6 +84,32 @@ def job_summary(job: Job) -> dict[str, Any]:
 def job_json(job: Job) -> dict[str, Any]:
     """Render a whole job."""
     return {**job_summary(job), "payload": json_or_mark(job.payload), "result": json_or_mark(job.result)}
+
+
+def task_summary(task: TaskInfo) -> dict[str, Any]:
+    """Render a task as listed."""
+    return {
+        "task_id": str(task.id),
+        "id": str(task.id),
+        "name": task.name,
+        "description": task.description,
+        "prompt": task.prompt,
+        "status": task.status.value,
+        "priority": task.job.priority,
+        "created_at": timestamp(task.job.created_at),
+        "scheduled_for": timestamp(task.scheduled_for),
+        "subtasks": task.subtasks,
+        "subtask_ids": task.subtask_ids,
+        "error": json_or_mark(task.job.error),
+        "attempts": task.job.attempt,
+        "max_attempts": task.job.max_attempts,
+        "parent_task_id": text_or_none(task.parent_task_id),
+    }
+
+
+def task_json(task: TaskInfo) -> dict[str, Any]:
+    """Render a whole task."""
+    return {**task_summary(task), "output": json_or_mark(task.output)}
 
 
 def dependencies_json(found: Dependencies) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from queue_pg.batch_model import BatchState
 from queue_pg.models import JobState, NewJob, Parent
+from queue_pg.task_model import MAX_OFFSET
 
 MAX_WAIT_SECONDS = 300
 MAX_CLAIM_JOBS = 1_000
@@ -220,6 +221,53 @@ class ChainBody(SubmitBody):
 
     name: JobKey = Field("parent", description="What its templates call the parent.")
     on_unsuccessful: OnUnsuccessful = Field("cancel", description="What becomes of it when the parent fails.")
+
+
+class TaskBody(Body):
+    """A task to submit: exactly one of `description`, `prompt`, `messages`, `type` and `cmd`."""
+
+    description: str | None = Field(None, description="Planned into subtasks.", examples=["Build a REST API"])
+    prompt: str | None = Field(None, description="For a chat model.", examples=["Say hello."])
+    messages: list[dict[str, Any]] | None = Field(None, description="For a chat model, in OpenAI's format.")
+    type: str | None = Field(None, description="A kind of job, with its `payload`.")
+    payload: Any = Field(None, description="Beside `type`.")
+    cmd: list[str] | None = Field(None, description="A command: the program and its arguments.")
+    input: Any = Field(None, description="Beside `cmd`: what it reads.")
+    env: dict[str, str] | None = Field(None, description="Beside `cmd`.")
+    timeout_secs: TimeoutSeconds | None = Field(None, description="Beside `cmd`.")
+    planner: Literal["rules", "llm"] | None = Field(
+        None, description="Beside `description`; default: the setting PLANNER."
+    )
+    model: Name | None = Field(None, description="The model of `prompt`, `messages` and the planner llm.")
+    name: Name | None = Field(None, description="For people.")
+    queue: Name = Field("default", description="Of the task itself; its subtasks have `subtask_queue`.")
+    subtask_queue: Name | None = Field(None, description="Beside `description`; default: the setting SUBTASK_QUEUE.")
+    priority: Priority = 0
+    scheduled_for: Timestamp | None = Field(None, description="Not before this time; null: now.")
+    max_attempts: Attempts | None = Field(None, description="Default: the kind's.")
+    timeout_seconds: TimeoutSeconds | None = Field(None, description="Of one attempt. Default: the kind's.")
+    unique_key: Key | None = Field(None, description="Submitting the same key again names the same task.")
+    tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Gets `task`: name, scheduled_for.")
+    parent_task_id: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="A task that it follows: it waits while that one lives."
+    )
+
+
+class TaskFilter(Query):
+    """Which tasks to list, newest first."""
+
+    state: JobState | None = None
+    parent_task_id: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="Only subtasks of this one, and those chained to it."
+    )
+    limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="How many to pass over; `cursor` goes further.")
+    cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
+
+
+class TaskRetryBody(Body):
+    max_attempts: Attempts | None = Field(None, description="Attempts from now on; default: as many as it had.")
 
 
 class CallbackBody(Body):

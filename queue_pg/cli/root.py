@@ -32,6 +32,7 @@ BUILT_IN = {
     "reprioritize": "jobs",
     "why": "jobs",
     "artifacts": "artifacts",
+    "tasks": "tasks",
     "templates": "templates",
     "events": "events",
     "logs": "events",

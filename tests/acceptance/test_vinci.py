@@ -205,3 +205,59 @@ async def test_docs_show_every_route(api: httpx.AsyncClient) -> None:
     assert {"/health", "/jobs", "/jobs/{id}", "/jobs/{id}/chain", "/jobs/{id}/retry", "/jobs/{id}/cancel"} <= set(
         described["paths"]
     )
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_now_and_one_for_later(dsn: str, api: httpx.AsyncClient, clock: Clock) -> None:
+    due = datetime.now(UTC) + timedelta(hours=1)
+    now = (await api.post("/tasks", json={"name": "a", "prompt": "Hello", "scheduled_for": None})).json()
+    later = (await api.post("/tasks", json={"name": "b", "prompt": "Hello", "scheduled_for": due.isoformat()})).json()
+    assert (now["status"], later["status"]) == ("queued", "scheduled")
+    assert datetime.fromisoformat(later["scheduled_for"]) == due
+    async with running(dsn):
+        assert (await api.get(f"/jobs/{now['id']}?wait=20")).json()["state"] == "completed"
+        clock.advance(3601)
+        assert (await api.get(f"/jobs/{later['id']}?wait=20")).json()["state"] == "completed"
+    assert (await api.get(f"/tasks/{later['id']}")).json()["output"]["text"] == answer_to("Hello")
+
+
+async def test_limit_offset_and_parent_filter(dsn: str, api: httpx.AsyncClient) -> None:
+    tasks = [(await api.post("/tasks", json={"prompt": str(number)})).json()["id"] for number in range(4)]
+    page = (await api.get("/tasks", params={"limit": 2, "offset": 1})).json()["tasks"]
+    assert [each["id"] for each in page] == [tasks[2], tasks[1]]
+    async with running(dsn):
+        await api.get(f"/jobs/{tasks[0]}?wait=20")
+    chained = (await api.post(f"/tasks/{tasks[0]}/chain", json={"prompt": "x"})).json()["id"]
+    found = (await api.get("/tasks", params={"parent_task_id": tasks[0]})).json()["tasks"]
+    assert [(each["id"], each["parent_task_id"]) for each in found] == [(chained, tasks[0])]
+
+
+async def test_chain_only_a_completed_parent_with_its_output_in_the_prompt(
+    dsn: str, api: httpx.AsyncClient, model: ModelServer, provider: OpenAIProvider
+) -> None:
+    parent = (await api.post("/tasks", json={"prompt": "Write"})).json()["id"]
+    early = await api.post(f"/tasks/{parent}/chain", json={"prompt": "Shorten:"})
+    assert early.status_code == 409
+    model.script(Step(words=["A long text"]), Step(words=["Short"]))
+    async with running(dsn, provider=provider):
+        await api.get(f"/jobs/{parent}?wait=20")
+        chained = (await api.post(f"/tasks/{parent}/chain", json={"prompt": "Shorten:"})).json()
+        assert (await api.get(f"/jobs/{chained['id']}?wait=20")).json()["result"]["text"] == "Short"
+    assert model.requests[1].body["messages"] == [{"role": "user", "content": "Shorten:\n\nA long text"}]
+
+
+async def test_retry_only_failed(api: httpx.AsyncClient) -> None:
+    async def retry(task: str) -> httpx.Response:
+        return await api.post(f"/tasks/{task}/retry", json={"max_attempts": 5})
+
+    task = (await api.post("/tasks", json={"prompt": "x", "max_attempts": 1})).json()["id"]
+    assert (await retry(task)).status_code == 409
+    [job] = (await api.post("/jobs/claim", json={"worker": "w"})).json()["jobs"]
+    assert (await retry(task)).status_code == 409
+    await api.post(f"/jobs/{task}/fail", json={"lease_token": job["lease_token"], "error": "no"})
+    again = await retry(task)
+    assert (again.status_code, again.json()["status"], again.json()["max_attempts"]) == (200, "queued", 5)
+    await api.post(f"/tasks/{task}/cancel")
+    assert (await retry(task)).status_code == 409

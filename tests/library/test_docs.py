@@ -153,6 +153,17 @@ async def test_the_sql_of_the_guide_to_templates_runs(conn: psycopg.AsyncConnect
     assert found == [("Greet the world",), ("Greet Ada",)]
 
 
+async def test_the_sql_of_the_guide_to_tasks_runs(conn: psycopg.AsyncConnection) -> None:
+    for block in blocks("tasks.md", "sql"):
+        await conn.execute(block)
+    found = await (
+        await conn.execute(
+            "select queue::text, count(*) from queue_pg.jobs where kind = 'subtask' group by 1 order by 1"
+        )
+    ).fetchall()
+    assert found == [("mail", 2), ("work_queue", 4)]
+
+
 PYTHON = [
     block
     for guide in (
@@ -168,6 +179,7 @@ PYTHON = [
         "events",
         "steps",
         "webhooks",
+        "tasks",
     )
     for block in blocks(f"{guide}.md", "python")
 ]

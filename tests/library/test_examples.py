@@ -46,6 +46,13 @@ now: report queued report team@example.org
 paused: True []
 refused: cron: its hour '25' must be of numbers from 0 to 23
 """,
+    "tasks_planned.py": """queued 4 Define API endpoints and routes
+subtask Define API endpoints and routes: done
+completed 4
+Shorten this: Write API documentation: done
+queued []
+completed ['open it: done', 'read it: done', 'answer it: done']
+""",
     "dependencies.py": "the report is waiting\nALL ABOUT EXAMPLE.ORG (3 words)\n",
     "approval.py": """writing 'Queues'
 scheduled: The job waits for the event 'review'.

@@ -8,19 +8,21 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
+from queue_pg.cli.demo_scenes import failures
 from queue_pg.cli.dev import Port, addresses
 from queue_pg.cli.output import DatabaseUrl, JsonFlag, error_text, print_json, print_text
 from queue_pg.cli.text import printable, shorten
 from queue_pg.models import Job, JobState
 
 if TYPE_CHECKING:
+    from queue_pg.cli.demo_scenes import Scene
     from queue_pg.cli.system import Signals, System
     from queue_pg.cli.terminal import Screen
     from queue_pg.settings import Settings
@@ -48,9 +50,11 @@ def demo(
     """Start everything here and summarise the modules of Python's standard library.
 
     An embedded Postgres (unless DATABASE_URL is set), the API, two worker processes, and about 200 real requests:
-    sent to the model server of OPENAI_BASE_URL / OPENAI_API_KEY when set, else answered by a mock.
+    sent to the model server of OPENAI_BASE_URL / OPENAI_API_KEY when set, else answered by a mock. Then a plan with its
+    subtasks, a chain, and a command with its log while it runs.
     """
     from queue_pg.cli.connect import load_settings, served_queues
+    from queue_pg.cli.demo_scenes import allowed_commands, play
     from queue_pg.cli.process_tree import ProcessFailed
     from queue_pg.cli.system import Interrupted, Plan, require_free_port, run_system
     from queue_pg.cli.terminal import Screen
@@ -64,15 +68,19 @@ def demo(
         port=api_port,
         api=["serve", "--host", "127.0.0.1", "--port", str(api_port)],
         workers=[["worker", "--queues", served_queues(settings), "--grace", "5"] for _ in range(WORKERS)],
+        environment={"QUEUE_PG_COMMANDS": allowed_commands(settings.commands)},
     )
     screen = Screen(logs=verbose)
 
     async def work(system: System, signals: Signals) -> int:
         screen.say(f"Ready: Postgres, the API on {system.url}, {WORKERS} workers; model: {_model(settings)}")
         run = await _run_sample(system, signals, screen, modules=modules)
-        _print_outcome(run, system, as_json=as_json)
+        show = _unheard if as_json else _shown_at_once
+        _print_results(run, show)
+        scenes = await play(system, signals, show)
+        _print_outcome(run, scenes, system, as_json=as_json)
         if exit_when_done:
-            return _exit_code(run, screen)
+            return _exit_code(run, scenes, screen)
         screen.logs = True
         screen.say("It stays up; its logs follow. Ctrl-C stops it.")
         await signals.stop.wait()
@@ -163,32 +171,47 @@ def _progress(screen: Screen, run: Run) -> Generator[Any]:
         yield move
 
 
-def _print_outcome(run: Run, system: System, *, as_json: bool) -> None:
-    completed, failed = run.in_state(JobState.COMPLETED), len(run.ended) - len(run.in_state(JobState.COMPLETED))
+def _print_results(run: Run, show: Callable[[str], None]) -> None:
+    completed = run.in_state(JobState.COMPLETED)
+    show(f"{len(completed)} of {len(run.modules)} completed in {run.seconds:.1f} s ({_rate(run)} per second)\n")
+    for job in sorted(completed, key=lambda job: run.modules[job.id])[:: max(1, len(completed) // SHOWN_RESULTS)][
+        :SHOWN_RESULTS
+    ]:
+        show(f"  {run.modules[job.id]:<14} {shorten(printable(summary_text(job.result)), 90)}")
+    show("")
+
+
+def _print_outcome(run: Run, scenes: list[Scene], system: System, *, as_json: bool) -> None:
+    completed = run.in_state(JobState.COMPLETED)
     example = (completed or run.ended)[0]
     if as_json:
         print_json(
             {
                 "submitted": len(run.modules),
                 "completed": len(completed),
-                "failed": failed,
+                "failed": len(run.ended) - len(completed),
                 "seconds": round(run.seconds, 3),
+                **{scene.name: scene.told for scene in scenes},
                 "url": system.url,
                 "example_job": example.id,
                 "database_url": system.dsn,
             }
         )
     else:
-        took = f"{run.seconds:.1f} s ({_rate(run)} per second)"
-        print_text(f"{len(completed)} of {len(run.modules)} completed in {took}\n")
-        for job in sorted(completed, key=lambda job: run.modules[job.id])[:: max(1, len(completed) // SHOWN_RESULTS)][
-            :SHOWN_RESULTS
-        ]:
-            print_text(f"  {run.modules[job.id]:<14} {shorten(printable(summary_text(job.result)), 90)}")
-        print_text("")
         for line in (f"A job      {system.url}/jobs/{example.id}", *addresses(system.url, system.dsn)):
             print_text(line)
     sys.stdout.flush()
+
+
+def _shown_at_once(line: str) -> None:
+    """Print a line of the demo at once, also into a pipe: somebody watches."""
+    print_text(line)
+    sys.stdout.flush()
+
+
+def _unheard(line: str) -> None:
+    """With --json programs read standard output."""
+    del line
 
 
 def _rate(run: Run) -> str:
@@ -206,10 +229,12 @@ def summary_text(result: Any) -> str:
     return json.dumps(result, ensure_ascii=False)
 
 
-def _exit_code(run: Run, screen: Screen) -> int:
+def _exit_code(run: Run, scenes: list[Scene], screen: Screen) -> int:
+    for said in (wrong := failures(scenes)):
+        screen.say(f"error: {said}")
     bad = [job for job in run.ended if job.state != JobState.COMPLETED]
     if not bad:
-        return 0
+        return 1 if wrong else 0
     names = ", ".join(run.modules[job.id] for job in bad[:NAMED_FAILURES]) + (
         ", ..." if len(bad) > NAMED_FAILURES else ""
     )

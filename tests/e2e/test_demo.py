@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queue_pg_workers.commands.templates import NotAllowed, parse_commands
+
+from queue_pg.cli.demo_scenes import COMMAND, PROMPTS, allowed_commands
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for left-over processes in /proc")
 
@@ -34,13 +37,49 @@ def test_the_demo_completes_all_its_requests_twice(folder: Any, port: int) -> No
     folder.gone()
     again = folder.json("demo", "--exit", "--port", str(port), "--modules", "12")
     assert (again["submitted"], again["completed"], again["failed"]) == (12, 12, 0)
+    assert (again["plan"]["state"], len(again["plan"]["subtask_ids"])) == ("completed", 4)
+    assert again["chain"]["prompt"] == f"Shorten this: You asked: {PROMPTS[0]}"
+    assert (again["command"]["state"], again["command"]["artifacts"]) == ("completed", ["system.txt"])
     folder.gone()
+
+
+def test_the_demo_shows_a_plan_a_chain_and_a_command_while_it_runs(folder: Any, port: int, dsn: str) -> None:
+    demo = folder.start("demo", "--port", str(port), "--modules", "1", DATABASE_URL=dsn)
+    demo.says("A plan     'Build a REST API for a library' became 4 subtasks")
+    for subtask in ("Define API endpoints and routes", "Write API documentation", "the task itself"):
+        assert demo.says(f"  completed  {subtask}")
+    assert demo.says("asked      Shorten this: You asked: Name one thing that Postgres is good at.")
+    demo.says("stdout  step 1 of 3")
+    demo.says("completed  it left system.txt")
+    shown = [line.split(maxsplit=3) for line in demo.lines if " s     std" in line]
+    assert [(words[2], words[3]) for words in shown] == [
+        *(("stdout", f"step {n} of 3") for n in (1, 2, 3)),
+        ("stderr", "nearly"),
+    ]
+    assert float(shown[-1][0]) - float(shown[0][0]) > 0.2, "each was shown when it was written, not all at the end"
+    demo.says("It stays up")
+    demo.process.send_signal(signal.SIGTERM)
+    assert demo.ended() == 0, demo.text
+    folder.gone()
+
+
+@pytest.mark.parametrize("configured", [None, "any", "echo {text}; ls"])
+def test_the_demo_s_command_is_allowed_beside_those_that_are_configured(configured: str | None) -> None:
+    allowed = parse_commands(allowed_commands(configured))
+    allowed.allow(COMMAND, {})
+    others = {"any": [["rm", "x"]], None: [], "echo {text}; ls": [["echo", "a"], ["ls"]]}
+    for argv in others[configured]:
+        allowed.allow(argv, {})
+    if configured != "any":
+        with pytest.raises(NotAllowed):
+            allowed.allow(["sh", "-c", "true"], {})
 
 
 def test_other_commands_find_the_running_demo_and_ctrl_c_ends_it(folder: Any, port: int, http: Any, psql: Any) -> None:
     demo = folder.start("demo", "--port", str(port), "--modules", "6")
     demo.says("It stays up")
-    assert folder.json("stats")["jobs"]["completed"] == 6
+    # The sample, the plan and its four subtasks, the chain's two, and the command.
+    assert folder.json("stats")["jobs"]["completed"] == 6 + 5 + 2 + 1
     job = folder.json("submit", "chat", '{"prompt": "Hello"}', "--wait")
     assert (job["state"], job["result"]["text"]) == ("completed", "You asked: Hello")
     assert http("GET", f"http://127.0.0.1:{port}/jobs/{job['id']}").body["state"] == "completed"
@@ -270,4 +309,5 @@ def test_with_a_model_server_the_requests_go_there_and_failures_are_named(
     assert "requests did not complete" in error
     assert "zipfile" in error
     assert "no z here" in error
+    assert "  completed  from the model server" in done.stdout, "the chain went there, too"
     folder.gone()

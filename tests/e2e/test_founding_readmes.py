@@ -221,3 +221,170 @@ def test_brain_s_queue_length_and_a_look_without_taking(folder: Any, dsn: str, p
         " and state = 'queued' order by priority desc, run_at, id limit 1"
     )
     assert [ask(length), ask(peek), ask(length)] == ["2", "1", "2"]
+
+
+# -- Orchestrator ------------------------------------------------------------------------------------------------------
+
+
+def test_orchestrator_by_curl(folder: Any, curl: Curl, dsn: str, psql: list[str]) -> None:
+    def ask(statement: str) -> str:
+        return subprocess.check_output([*psql, dsn, "-c", statement], text=True).strip()
+
+    assert curl("curl http://localhost:8000/health")[1]["status"] == "healthy"
+    status, task = curl("""curl -X POST http://localhost:8000/tasks \\
+        -H "Content-Type: application/json" \\
+        -d '{"description": "Build user authentication", "priority": 1}'""")
+    assert (status, task["status"], task["description"]) == (200, "queued", "Build user authentication")
+    assert task["subtasks"] == [
+        "Design user database schema",
+        "Implement JWT token generation",
+        "Create login/logout endpoints",
+        "Add password hashing with bcrypt",
+    ]
+    read = curl("curl http://localhost:8000/tasks/TASK_ID", TASK_ID=task["task_id"])
+    assert read == (200, task)
+    # What its README looks for in the store: LLEN work_queue, LINDEX work_queue 0, KEYS task:*.
+    assert ask("select queued from queue_pg.overview where queue = 'work_queue'") == "4", "as its README expects"
+    first = "select payload from queue_pg.jobs where queue = 'work_queue' order by priority desc, run_at, id limit 1"
+    assert json.loads(ask(first)) == {
+        "task_id": task["task_id"],
+        "subtask_id": f"{task['task_id']}-0",
+        "description": "Design user database schema",
+        "priority": 1,
+    }
+    assert ask("select id from queue_pg.jobs where kind = 'plan'") == task["task_id"]
+    folder.start("worker", "--queues", "default,work_queue", DATABASE_URL=dsn).says("serves default")
+    assert folder.run("wait", task["task_id"], "--timeout", "60s", DATABASE_URL=dsn).returncode == 0
+    done = curl("curl http://localhost:8000/tasks/TASK_ID", TASK_ID=task["task_id"])[1]
+    assert (done["status"], len(done["output"])) == ("completed", 4)
+    status, refused = curl("curl http://localhost:8000/tasks/nonexistent-id")
+    assert (status, refused["detail"]) == (404, "Task not found")
+    status, refused = curl("""curl -X POST http://localhost:8000/tasks \\
+        -H "Content-Type: application/json" -d '{"priority": 1}'""")
+    assert (status, refused["code"]) == (422, "invalid_job")
+
+
+# -- ZBrain ------------------------------------------------------------------------------------------------------------
+
+ZBRAINS_WATCHER = """
+import asyncio
+import json
+import os
+import sys
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedOK
+
+
+async def main():
+    async with connect(os.environ["SOCKET"], proxy=None) as socket:
+        try:
+            while True:
+                event = json.loads(await socket.recv())
+                print(event["seq"], event["type"], event["data"].get("line", ""), flush=True)
+        except ConnectionClosedOK as closed:
+            print("closed:", closed.rcvd.reason, flush=True)
+
+
+asyncio.run(main())
+"""
+
+
+def test_zbrain_s_job_with_live_logs(folder: Any, curl: Curl, api: str, dsn: str) -> None:
+    folder.start("worker", DATABASE_URL=dsn, QUEUE_PG_COMMANDS="any", ZWORKER_CONCURRENCY="4").says("serves default")
+    # Its JobSpec: cmd, input, env, timeout_secs; max_retries 3 is max_attempts 4 here.
+    script = 'echo "hello $WHO"; cat; echo; until [ -e "$RELEASE" ]; do sleep 0.05; done; echo bye; : > artifacts/out'
+    spec = {
+        "cmd": ["sh", "-c", script],
+        "input": {"question": 42},
+        "env": {"WHO": "zbrain", "RELEASE": str(folder.path / "release")},
+        "timeout_secs": 60,
+        "max_attempts": 4,
+    }
+    create = "curl -X POST http://localhost:8080/tasks -H 'Content-Type: application/json' -d "
+    status, task = curl(create + shlex.quote(json.dumps(spec)))
+    assert (status, task["status"], task["max_attempts"]) == (200, "queued", 4)
+    job_id = task["task_id"]
+    (folder.path / "watch.py").write_text(ZBRAINS_WATCHER)
+    watching = subprocess.Popen(
+        [sys.executable, "watch.py"],
+        cwd=folder.path,
+        env={**folder.env, "SOCKET": f"{api.replace('http', 'ws', 1)}/jobs/{job_id}/ws"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    seen: list[str] = []
+    with watching, watching.stdout as told:
+        for line in told:
+            seen.append(line.rstrip())
+            if "hello zbrain" in line:
+                # It goes on only when this says so: the line was seen while the command ran.
+                running = curl("curl 'http://localhost:8080/jobs/JOB_ID?vocab=zbrain'", JOB_ID=job_id)[1]
+                assert running["state"] == "Running"
+                (folder.path / "release").touch()
+    assert [line.split()[0] for line in seen[:-1]] == [str(n + 1) for n in range(len(seen) - 1)]
+    said = [line.partition(" log ")[2] for line in seen if " log " in line]
+    assert said == ["hello zbrain", '{"question": 42}', "bye"]
+    assert seen[-1] == "closed: completed"
+    status, logs = curl("curl 'http://localhost:8080/jobs/JOB_ID/logs?from_seq=0&limit=2'", JOB_ID=job_id)
+    assert (status, [line["line"] for line in logs["logs"]]) == (200, said[:2])
+    _, found = curl("curl http://localhost:8080/jobs/JOB_ID/artifacts", JOB_ID=job_id)
+    assert [artifact["name"] for artifact in found["artifacts"]] == ["out"]
+    assert curl("curl 'http://localhost:8080/jobs/JOB_ID?vocab=zbrain'", JOB_ID=job_id)[1]["state"] == "Succeeded"
+
+
+def test_zbrain_s_cancel(folder: Any, curl: Curl, dsn: str) -> None:
+    folder.start("worker", DATABASE_URL=dsn, QUEUE_PG_COMMANDS="any").says("serves default")
+    task = curl("""curl -X POST http://localhost:8080/tasks -H 'Content-Type: application/json' \\
+        -d '{"cmd": ["sh", "-c", "echo started; sleep 600"]}'""")[1]
+    page = "curl 'http://localhost:8080/jobs/JOB_ID/events?after=2&wait=60' -H 'Accept: application/json'"
+    assert curl(page, JOB_ID=task["task_id"])[1]["events"][0]["data"]["line"] == "started"
+    status, cancelled = curl("curl -X POST http://localhost:8080/jobs/JOB_ID/cancel", JOB_ID=task["task_id"])
+    assert (status, cancelled["state"]) == (200, "cancelled")
+
+
+# -- Vinci4D -----------------------------------------------------------------------------------------------------------
+
+
+def test_vinci_by_curl(folder: Any, curl: Curl, dsn: str) -> None:
+    """Create, schedule, chain, retry and cancel."""
+    json_header = "-H 'Content-Type: application/json'"
+    folder.start("worker", DATABASE_URL=dsn, LLM_PROVIDER="mock").says("serves default")
+    create = f"curl -X POST http://localhost:8000/tasks {json_header} -d "
+    status, task = curl(create + """'{"name": "Summary", "prompt": "Summarise Moby Dick", "scheduled_for": null}'""")
+    assert (status, task["name"], task["status"]) == (200, "Summary", "queued")
+    assert folder.run("wait", task["id"], "--timeout", "60s", DATABASE_URL=dsn).returncode == 0
+    done = curl("curl http://localhost:8000/tasks/TASK_ID", TASK_ID=task["id"])[1]
+    assert (done["status"], done["output"]["text"]) == ("completed", "You asked: Summarise Moby Dick")
+
+    chained = curl(
+        f"curl -X POST http://localhost:8000/tasks/TASK_ID/chain {json_header} "
+        """-d '{"name": "Translation", "prompt": "Translate:"}'""",
+        TASK_ID=task["id"],
+    )[1]
+    assert (chained["parent_task_id"], chained["prompt"]) == (
+        task["id"],
+        "Translate:\n\nYou asked: Summarise Moby Dick",
+    )
+    status, later = curl(create + """'{"name": "x", "prompt": "Later", "scheduled_for": "2099-01-01T09:00:00Z"}'""")
+    assert (status, later["status"], later["scheduled_for"]) == (200, "scheduled", "2099-01-01T09:00:00Z")
+    early = f"curl -X POST http://localhost:8000/tasks/TASK_ID/chain {json_header} " """-d '{"prompt": "too early"}'"""
+    assert curl(early, TASK_ID=later["id"])[0] == 409
+    listed = curl("curl 'http://localhost:8000/tasks?limit=50&offset=0'")[1]["tasks"]
+    assert [each["id"] for each in listed] == [later["id"], chained["id"], task["id"]]
+    children = curl("curl 'http://localhost:8000/tasks?limit=50&offset=0&parent_task_id=TASK_ID'", TASK_ID=task["id"])
+    assert [each["id"] for each in children[1]["tasks"]] == [chained["id"]]
+    assert len(curl("curl 'http://localhost:8000/tasks?limit=1&offset=1'")[1]["tasks"]) == 1
+
+    retry = f"curl -X POST http://localhost:8000/tasks/TASK_ID/retry {json_header} " """-d '{"max_attempts": 5}'"""
+    assert curl(retry, TASK_ID=task["id"])[0] == 409, "only failed ones are retried"
+    failing = folder.run("submit", "chat", '{"prompt": 1}', "--max-attempts", "1", "--wait", DATABASE_URL=dsn)
+    assert failing.returncode == 1, failing.stderr
+    [broken] = curl("curl 'http://localhost:8000/tasks?state=failed'")[1]["tasks"]
+    status, again = curl(retry, TASK_ID=broken["id"])
+    assert (status, again["max_attempts"]) == (200, 5)
+
+    status, cancelled = curl("curl -X POST http://localhost:8000/tasks/TASK_ID/cancel", TASK_ID=later["id"])
+    assert (status, cancelled["status"]) == (200, "cancelled")
+    assert curl("curl http://localhost:8000/health")[1]["status"] == "healthy"

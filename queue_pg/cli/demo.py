@@ -53,7 +53,7 @@ def demo(
     sent to the model server of OPENAI_BASE_URL / OPENAI_API_KEY when set, else answered by a mock. Then a plan with its
     subtasks, a chain, and a command with its log while it runs.
     """
-    from queue_pg.cli.connect import load_settings, served_queues
+    from queue_pg.cli.connect import load_settings
     from queue_pg.cli.demo_scenes import allowed_commands, play
     from queue_pg.cli.process_tree import ProcessFailed
     from queue_pg.cli.system import Interrupted, Plan, require_free_port, run_system
@@ -62,12 +62,14 @@ def demo(
     settings = load_settings(database_url)
     api_port = port or settings.api_port
     require_free_port(api_port, command="queue-pg demo")
+    # Whatever QUEUES says, the demo's own jobs are to be run.
+    queues = dict.fromkeys([*settings.queues, "default", settings.subtask_queue])
     plan = Plan(
         database_url=settings.database_url,
         data_dir=settings.data_dir,
         port=api_port,
         api=["serve", "--host", "127.0.0.1", "--port", str(api_port)],
-        workers=[["worker", "--queues", served_queues(settings), "--grace", "5"] for _ in range(WORKERS)],
+        workers=[["worker", "--queues", ",".join(queues), "--grace", "5"] for _ in range(WORKERS)],
         environment={"QUEUE_PG_COMMANDS": allowed_commands(settings.commands)},
     )
     screen = Screen(logs=verbose)
@@ -77,7 +79,7 @@ def demo(
         run = await _run_sample(system, signals, screen, modules=modules)
         show = _unheard if as_json else _shown_at_once
         _print_results(run, show)
-        scenes = await play(system, signals, show)
+        scenes = await play(system, signals, show, subtask_queue=settings.subtask_queue)
         _print_outcome(run, scenes, system, as_json=as_json)
         if exit_when_done:
             return _exit_code(run, scenes, screen)

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from queue_pg.cli.output import error_text
 from queue_pg.cli.text import one_line, shorten
 from queue_pg.models import Job, JobState
+from queue_pg.task_model import NewTask
 
 if TYPE_CHECKING:
     from queue_pg.cli.system import Signals, System
@@ -51,25 +52,36 @@ def allowed_commands(configured: str | None) -> str:
     return own if configured is None else f"{configured}\n{own}"
 
 
-async def play(system: System, signals: Signals, show: Print) -> list[Scene]:
+async def play(system: System, signals: Signals, show: Print, *, subtask_queue: str) -> list[Scene]:
     """Show one scene after the other; Interrupted when a signal comes first."""
-    scenes: list[Scene] = []
-    for scene in (show_plan, show_chain, show_command):
-        scenes.append(await _unless_stopped(signals, scene(system.queue, show)))
+    queue, scenes = system.queue, list[Scene]()
+    # Made one by one: what is stopped before its turn must not be left as a coroutine that nobody awaits.
+    for scene in (
+        lambda: show_plan(queue, show, subtask_queue),
+        lambda: show_chain(queue, show),
+        lambda: show_command(queue, show),
+    ):
+        scenes.append(await _unless_stopped(signals, scene()))
         show("")
     return scenes
 
 
-async def show_plan(queue: Queue, show: Print) -> Scene:
+async def show_plan(queue: Queue, show: Print, subtask_queue: str) -> Scene:
     """Have a description split into subtasks, and say how the task follows them."""
-    task = await queue.submit_task(DESCRIPTION)
+    task = await queue.submit_task(NewTask(description=DESCRIPTION, subtask_queue=subtask_queue))
     show(f"A plan     {DESCRIPTION!r} became {len(task.subtasks)} subtasks, which the task follows")
     parts = [await queue.get_task(subtask_id) for subtask_id in task.subtask_ids]
     descriptions = {part.id: one_line(part.description or "") for part in parts}
     ended: list[Job] = []
-    for waiting in asyncio.as_completed([asyncio.create_task(queue.wait(part.id)) for part in parts]):
-        ended.append(await waiting)
-        show(f"  {ended[-1].state:<10} {shorten(descriptions[ended[-1].id], TEXT_CHARS)}")
+    waits = [asyncio.create_task(queue.wait(part.id)) for part in parts]
+    try:
+        for waiting in asyncio.as_completed(waits):
+            ended.append(await waiting)
+            show(f"  {ended[-1].state:<10} {shorten(descriptions[ended[-1].id], TEXT_CHARS)}")
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
     whole = await queue.wait(task.id)
     show(f"  {whole.state:<10} the task itself")
     told = {"id": task.id, "state": whole.state, "subtasks": task.subtasks, "subtask_ids": task.subtask_ids}
@@ -128,5 +140,5 @@ async def _unless_stopped(signals: Signals, work: Awaitable[T]) -> T:
 
 def _field(value: Any, name: str) -> str:
     """Return a text of an object, and nothing where there is none."""
-    found: Any = value.get(name) if isinstance(value, dict) else None
+    found: object = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return found if isinstance(found, str) else ""

@@ -261,11 +261,13 @@ def test_what_keeps_it_from_starting_is_one_sentence(folder: Any, port: int, fau
 
 
 class ModelServer(BaseHTTPRequestHandler):
-    """The least of an OpenAI-compatible server. Answers 400 about modules that begin with z."""
+    """The least of an OpenAI-compatible server. Answers 400 to what begins with `refused`: modules with z."""
+
+    refused = "Module z"
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        bad = asked["messages"][-1]["content"].startswith("Module z")
+        bad = asked["messages"][-1]["content"].startswith(self.refused)
         message = {"role": "assistant", "content": "from the model server"}
         body: dict[str, Any] = {
             "id": "c-1",
@@ -310,4 +312,24 @@ def test_with_a_model_server_the_requests_go_there_and_failures_are_named(
     assert "zipfile" in error
     assert "no z here" in error
     assert "  completed  from the model server" in done.stdout, "the chain went there, too"
+    folder.gone()
+
+
+def test_a_scene_that_fails_is_named(
+    folder: Any, port: int, dsn: str, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelServer, "refused", "Shorten this")
+    done = folder.run(
+        *("demo", "--exit", "--modules", "1", "--port", str(port)),
+        # Of queues that have nothing to do with the demo's.
+        DATABASE_URL=dsn,
+        QUEUES="mail",
+        SUBTASK_QUEUE="parts",
+        OPENAI_BASE_URL=model_server,
+        OPENAI_API_KEY="k",
+    )
+    assert done.returncode == 1
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: The chain did not complete: upstream_refused: ")
+    assert "completed  it left system.txt" in done.stdout, "the others go on"
     folder.gone()

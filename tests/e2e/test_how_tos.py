@@ -187,3 +187,14 @@ def test_workers_and_webhooks(folder: Any, shell: Shell, dsn: str) -> None:
     assert folder.run("wait", rivers, "--timeout", "60s", DATABASE_URL=dsn).returncode == 0
     found = folder.json("get", throttled, DATABASE_URL=dsn)
     assert (found["state"], found["attempt"]) in (("scheduled", 0), ("running", 1), ("queued", 0))
+
+
+def test_tasks(folder: Any, shell: Shell, dsn: str) -> None:
+    folder.start("worker", "--queues", "default,work_queue", DATABASE_URL=dsn).says("serves default")
+    job = submit(folder, dsn, "chat", '{"prompt": "Hello"}')
+    assert folder.run("wait", job, "--timeout", "60s", DATABASE_URL=dsn).returncode == 0
+    planned, later, read = shell(block("tasks", "Build a REST API"), job)
+    assert (len(planned["subtasks"]), later["status"], read["status"]) == (4, "scheduled", "completed")
+    [chained] = shell(block("tasks", "/chain"), job)
+    assert (chained["parent_task_id"], chained["prompt"]) == (job, "Shorten this:\n\nYou asked: Hello")
+    assert folder.run("wait", planned["id"], "--timeout", "60s", DATABASE_URL=dsn).returncode == 0

@@ -54,13 +54,19 @@ def allowed_commands(configured: str | None) -> str:
 
 async def play(system: System, signals: Signals, show: Print, *, subtask_queue: str) -> list[Scene]:
     """Show one scene after the other; Interrupted when a signal comes first."""
-    queue, scenes = system.queue, list[Scene]()
-    # Made one by one: what is stopped before its turn must not be left as a coroutine that nobody awaits.
-    for scene in (
-        lambda: show_plan(queue, show, subtask_queue),
-        lambda: show_chain(queue, show),
-        lambda: show_command(queue, show),
-    ):
+    queue = system.queue
+
+    async def plan() -> Scene:
+        return await show_plan(queue, show, subtask_queue)
+
+    async def chain() -> Scene:
+        return await show_chain(queue, show)
+
+    async def command() -> Scene:
+        return await show_command(queue, show)
+
+    scenes: list[Scene] = []
+    for scene in (plan, chain, command):
         scenes.append(await _unless_stopped(signals, scene()))
         show("")
     return scenes

@@ -1,7 +1,8 @@
 """Storing many jobs on one connection: by COPY where that is possible, else by queue_pg.submit_many().
 
-COPY takes jobs without unique keys on psycopg's connections. While Postgres stores what has been sent the next jobs are
-made ready; a COPY is ended now and then, because it is one statement to the limits on how long statements may take.
+COPY takes jobs that have no unique keys and do not ask for the cache, on psycopg's connections. While Postgres stores
+what has been sent the next jobs are made ready; a COPY is ended now and then, because it is one statement to the limits
+on how long statements may take.
 `bulk_sync.py` is generated from this file by tools/async_to_sync.py.
 """
 
@@ -85,7 +86,7 @@ class AsyncBulk:
     async def add(self, jobs: Sequence[CheckedJob], places: Sequence[int], *, last: bool = False) -> list[Submitted]:
         """Store jobs; `places` are what `refused` calls them by. With `last` no more follow."""
         by_copy = self._takes_copy and (self._copy is not None or len(jobs) >= COPY_JOBS)
-        if by_copy and any(terms.unique_key is not None for terms, _ in jobs):
+        if by_copy and any(terms.unique_key is not None or terms.caches for terms, _ in jobs):
             by_copy = False
         if by_copy or not last:
             await self._make_undoable()

@@ -174,14 +174,19 @@ class Queue(
         depends_on: Parents = (),
         limit_key: str | None = None,
         cost: int = 1,
+        cache: bool | None = None,
+        cache_for: timedelta | float | None = None,
+        cache_version: str | None = None,
         connection: Any = None,
     ) -> Job:
         """Store a job and return it; with a `unique_key` that names the same work already, that job.
 
         `payload` is any JSON value, None meaning {}. `delay` and `timeout` are timedeltas or seconds. The job waits for
-        those of `depends_on`, and its payload may take what they have made (docs/dependencies.md). `connection` is
-        yours, psycopg's or SQLAlchemy's: the job then exists if and only if your transaction commits. Raises
-        InvalidJob, PayloadTooLarge and UniqueKeyConflict; nothing is stored then.
+        those of `depends_on`, and its payload may take what they have made (docs/dependencies.md). With `cache` it may
+        be answered by identical work that has completed, at most `cache_for` ago, or share that in flight;
+        `cache_version` is part of what is compared (docs/caching.md). `connection` is yours, psycopg's or SQLAlchemy's:
+        the job then exists if and only if your transaction commits. Raises InvalidJob, PayloadTooLarge and
+        UniqueKeyConflict; nothing is stored then.
         """
         job = NewJob(
             kind=kind,
@@ -201,6 +206,9 @@ class Queue(
             depends_on=depends_on,
             limit_key=limit_key,
             cost=cost,
+            cache=cache,
+            cache_for=arguments.duration("cache_for", cache_for),
+            cache_version=cache_version,
         )
         stored, _ = await self.submit_new(job, connection=connection)
         return stored

@@ -51,7 +51,8 @@ class Gathering:
     """Stores jobs without unique keys, in groups; used from one event loop.
 
     `connect` lends a connection and raises errors of queue_pg.errors (Queue.connection).
-    Jobs with keys are stored each by itself: whoever holds a key in an open transaction would keep the others waiting.
+    Jobs with keys, or of the cache, are stored each by itself: whoever holds a key in an open transaction would keep
+    the others waiting.
     """
 
     def __init__(self, connect: Connect) -> None:

@@ -55,6 +55,15 @@ class NewJob:
     depends_on: Parents = ()
     limit_key: str | None = None
     cost: int = 1
+    cache: bool | None = None
+    cache_for: timedelta | None = None
+    cache_version: str | None = None
+
+    @property
+    def caches(self) -> bool:
+        """Whether it asks for the cache: it may be answered by identical work, or share it."""
+        asked = self.cache_for is not None or self.cache_version is not None
+        return asked if self.cache is None else self.cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +99,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     rerun_of: UUID | None
+    cached_from: UUID | None
 
     @property
     def finished(self) -> bool:

@@ -32,7 +32,7 @@ def job(row: Mapping[str, Any]) -> Job:
     timeout_seconds = found.pop("timeout_seconds")
     for name in ("run_at", "lease_expires_at", "expires_at", "created_at", "started_at", "finished_at"):
         found[name] = _moment(found[name])
-    for name in ("id", "parent_id", "batch_id", "rerun_of"):
+    for name in ("id", "parent_id", "batch_id", "rerun_of", "cached_from"):
         found[name] = None if found[name] is None else UUID(found[name])
     found["state"] = JobState(found["state"])
     return Job(

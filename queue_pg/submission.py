@@ -24,6 +24,7 @@ PRIORITIES: Final = (-32_768, 32_767)
 _LONGEST: Final = timedelta(days=365)
 _SHORTEST: Final = timedelta(milliseconds=1)
 _MAX_DELAY: Final = timedelta(days=3_650)
+_MAX_CACHE_FOR: Final = timedelta(days=36_500)
 _TERMS_KEPT: Final = 1_000
 _COMPACT: Final[dict[str, Any]] = {"ensure_ascii": False, "separators": (",", ":")}
 
@@ -48,6 +49,9 @@ class Terms:
     limit_key: str | None
     cost: int
     metadata: str
+    caches: bool = False
+    cache_for_seconds: float | None = None
+    cache_version: str | None = None
 
 
 CheckedJob = tuple[Terms, bytes]
@@ -108,6 +112,9 @@ def encode_checked(job: CheckedJob) -> str:
         "batch_id": None if terms.batch_id is None else str(terms.batch_id),
         "limit_key": terms.limit_key,
         "cost": None if terms.cost == 1 else terms.cost,
+        "cache": terms.caches or None,
+        "cache_for_seconds": terms.cache_for_seconds,
+        "cache_version": terms.cache_version,
     }
     scalars = json.dumps({name: value for name, value in fields.items() if value is not None}, **_COMPACT)
     # Spliced as text: the payload is encoded once, and its size is known.
@@ -135,6 +142,9 @@ def _is_plain(job: NewJob) -> bool:
         and not metadata
         and job.key is None
         and not job.depends_on
+        and job.cache is None
+        and job.cache_for is None
+        and job.cache_version is None
     )
 
 
@@ -159,10 +169,20 @@ def _checked_terms(job: NewJob, org: str) -> Terms:
         limit_key=None if job.limit_key is None else _text("limit_key", job.limit_key, MAX_KEY_CHARS),
         cost=_integer("cost", job.cost, 0, MAX_COST),
         metadata=_metadata(job.metadata),
+        **_cache_terms(job),
     )
     if job.run_at is not None and job.delay is not None:
         raise InvalidJob("delay", "give either run_at or delay")
     return terms
+
+
+def _cache_terms(job: NewJob) -> dict[str, Any]:
+    if job.cache is not None and not isinstance(cast(Any, job.cache), bool):
+        raise InvalidJob("cache", "must be true or false; how old an answer may be is said by cache_for")
+    age = seconds("cache_for", job.cache_for, shortest=timedelta(0), longest=_MAX_CACHE_FOR)
+    version = None if job.cache_version is None else _text("cache_version", job.cache_version, MAX_KEY_CHARS)
+    # What does not take part says nothing about it, and is stored like any other.
+    return {"caches": True, "cache_for_seconds": age, "cache_version": version} if job.caches else {}
 
 
 def seconds(field: str, value: timedelta | float | None, *, shortest: timedelta, longest: timedelta) -> float | None:

@@ -79,6 +79,9 @@ class SubmitOptions(TypedDict, total=False):
     depends_on: Parents
     limit_key: str | None
     cost: int
+    cache: bool | None
+    cache_for: timedelta | float | None
+    cache_version: str | None
     connection: Any
 
 
@@ -104,6 +107,9 @@ class Task(Generic[P, R]):
     schedule: TaskSchedule | None = None
     limit_key: LimitKey | None = None
     cost: int = 1
+    cache: bool | None = None
+    cache_for: timedelta | float | None = None
+    cache_version: str | None = None
     options: SubmitOptions = field(default_factory=lambda: SubmitOptions())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -146,7 +152,7 @@ class Task(Generic[P, R]):
         return client.submit(self.kind, payload, **self._submit_arguments(payload))
 
     def _submit_arguments(self, payload: dict[str, Any]) -> dict[str, Any]:
-        given: dict[str, Any] = {"priority": self.priority, "cost": self.cost, **self.options}
+        given: dict[str, Any] = {"priority": self.priority, "cost": self.cost, **self._cache(), **self.options}
         if self.limit_key is not None and "limit_key" not in given:
             given["limit_key"] = _limit_key(self.limit_key, payload)
         queue = given.get("queue")
@@ -157,6 +163,12 @@ class Task(Generic[P, R]):
         if self.timeout is not None:
             given.setdefault("timeout", self.timeout)
         return given
+
+    def _cache(self) -> dict[str, Any]:
+        if self.options.get("depends_on"):
+            # A job that waits for others cannot be answered: what it is to do is not known yet.
+            return {}
+        return {"cache": self.cache, "cache_for": self.cache_for, "cache_version": self.cache_version}
 
     def payload(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """Return the payload for a call: a JSON object of all parameters, defaults included."""
@@ -267,6 +279,9 @@ class Tasks:
         missed: Missed = "once",
         limit_key: LimitKey | None = None,
         cost: int = 1,
+        cache: bool | None = None,
+        cache_for: timedelta | float | None = None,
+        cache_version: str | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(
@@ -289,6 +304,9 @@ class Tasks:
         missed: Missed = "once",
         limit_key: LimitKey | None = None,
         cost: int = 1,
+        cache: bool | None = None,
+        cache_for: timedelta | float | None = None,
+        cache_version: str | None = None,
     ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
         """Make a task of a function. `kind` is its name unless given, `timeout` a timedelta or seconds.
 
@@ -296,7 +314,8 @@ class Tasks:
         name of its kind; it is called without arguments. `missed` is as of `Queue.schedule`.
 
         `limit_key` is a text with parameters in braces ("user:{user_id}") or a function of the payload; jobs that are
-        submitted by the task count against the limit of that key with `cost` (docs/limits.md).
+        submitted by the task count against the limit of that key with `cost` (docs/limits.md). With `cache`,
+        `cache_for` or `cache_version` they may be answered by identical work (docs/caching.md).
 
         Raises TypeError for a signature that a JSON object cannot call: *args, **kwargs, positional-only parameters,
         and with a schedule parameters without a default.
@@ -335,6 +354,9 @@ class Tasks:
                 schedule=schedule,
                 limit_key=limit_key,
                 cost=cost,
+                cache=cache,
+                cache_for=cache_for,
+                cache_version=cache_version,
             )
             self.add(made)
             return made

@@ -33,6 +33,9 @@ _OPTIONS: Final = {
     "batch_id": "batch_id",
     "limit_key": "limit_key",
     "cost": "cost",
+    "cache": "cache",
+    "cache_for": "cache_for_seconds",
+    "cache_version": "cache_version",
 }
 
 
@@ -110,11 +113,13 @@ def encode_options(options: Mapping[str, Any]) -> str:
     for key in given:
         if key not in _OPTIONS:
             raise InvalidJob(key, "is no option of a job made from a template")
-    for key in ("delay", "timeout"):
+    for key in ("delay", "timeout", "cache_for"):
         if key in given:
             given[key] = arguments.duration(key, given[key])
     made: dict[str, Any] = json.loads(encode_checked(_check(NewJob(kind="template", **given))))
-    return json.dumps({_OPTIONS[key]: made[_OPTIONS[key]] for key in given}, ensure_ascii=False)
+    # What says that it does not take part in the cache leaves nothing.
+    names = [_OPTIONS[key] for key in given]
+    return json.dumps({name: made[name] for name in names if name in made}, ensure_ascii=False)
 
 
 def check_version(version: Any) -> int | None:

@@ -59,6 +59,8 @@ class JobSummary(Answer):
     traceparent: str | None
     lease_expires_at: datetime | None
     rerun_of: UUID | None = Field(description="The job that this one runs again.")
+    cached: bool = Field(description="It has not run: identical work had its result, or got it meanwhile.")
+    cached_from: UUID | None = Field(description="The job that did that work.")
 
 
 class DependencyAnswer(Answer):

@@ -78,6 +78,8 @@ def job_summary(job: Job) -> dict[str, Any]:
         "traceparent": job.traceparent,
         "lease_expires_at": timestamp(job.lease_expires_at),
         "rerun_of": text_or_none(job.rerun_of),
+        "cached": job.cached_from is not None,
+        "cached_from": text_or_none(job.cached_from),
     }
 
 
@@ -177,6 +179,8 @@ def new_job_json(job: CheckedJob, stored: StoredJob) -> str:
             "traceparent": terms.traceparent,
             "lease_expires_at": None,
             "rerun_of": None,
+            "cached": False,
+            "cached_from": None,
         },
         ensure_ascii=False,
         separators=(",", ":"),

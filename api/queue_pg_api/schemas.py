@@ -19,6 +19,7 @@ MAX_WAIT_SECONDS = 300
 MAX_CLAIM_JOBS = 1_000
 MAX_PAGE_JOBS = 1_000
 MAX_DELAY_SECONDS = 100 * 365 * 86_400
+MAX_CACHE_SECONDS = 100 * 365 * 86_400
 MAX_TIMEOUT_SECONDS = 365 * 86_400
 MAX_LEASE_SECONDS = 86_400
 
@@ -73,6 +74,7 @@ Timestamp = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Key = Annotated[str, Field(min_length=1, max_length=255)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS)]
+CacheSeconds = Annotated[float, Field(ge=0, le=MAX_CACHE_SECONDS)]
 TimeoutSeconds = Annotated[float, Field(ge=0.001, le=MAX_TIMEOUT_SECONDS)]
 LeaseSeconds = Annotated[float, Field(ge=0.1, le=MAX_LEASE_SECONDS)]
 WaitSeconds = Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)]
@@ -183,6 +185,11 @@ class SubmitBody(Body):
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; workers may read it.")
     limit_key: Key | None = Field(None, description="Jobs with one key share its limit and their turns in a queue.")
     cost: Cost = Field(1, description="Units each attempt takes from a rate.")
+    cache: bool | None = Field(
+        None, description="May be answered by identical work of the same kind and payload, or share it in flight."
+    )
+    cache_for_seconds: CacheSeconds | None = Field(None, description="How old such an answer may be. Asks for `cache`.")
+    cache_version: Key | None = Field(None, description="Compared too: change it to forget. Asks for `cache`.")
     traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, description="W3C trace context; taken from the header when absent here."
     )
@@ -213,6 +220,9 @@ class SubmitBody(Body):
             depends_on=[parent.to_parent() for parent in self.depends_on],
             limit_key=self.limit_key,
             cost=self.cost,
+            cache=self.cache,
+            cache_for=None if self.cache_for_seconds is None else timedelta(seconds=self.cache_for_seconds),
+            cache_version=self.cache_version,
         )
 
 
@@ -417,6 +427,9 @@ class SubmitTemplateBody(Body):
     batch_id: Id | None = None
     limit_key: Key | None = None
     cost: Cost | None = None
+    cache: bool | None = None
+    cache_for_seconds: CacheSeconds | None = None
+    cache_version: Key | None = None
 
 
 Vocabulary = Annotated[

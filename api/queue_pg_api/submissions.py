@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from queue_pg.graph import is_part
-from queue_pg.models import Job, NewJob
+from queue_pg.models import Job, JobState, NewJob
 from queue_pg_api.bodies import check_model
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import invalid, json_response, raw_json_response
@@ -61,12 +61,14 @@ async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None, ba
     """Store a job and answer with it."""
     new = to_new_job(body, key, traceparent(call.request), batch_id)
     await call.service.kinds.check([(new.kind, new.queue)])
-    # A batch may be closed; that must not refuse the others of a group.
-    if new.unique_key is None and new.batch_id is None and not is_part(new):
+    # A batch may be closed; that must not refuse the others of a group. Nor must they wait for a transaction that has
+    # submitted the same cached work.
+    if new.unique_key is None and new.batch_id is None and not is_part(new) and not new.caches:
         checked = call.service.check(new)
         stored = await call.service.gathering.submit(checked)
         return raw_json_response(new_job_json(checked, stored), 201, headers={"location": location(call, stored.id)})
-    return answer_stored(call, *await call.queue.submit_new(new))
+    job, created = await call.queue.submit_new(new)
+    return answer_stored(call, job, created, cache_status=cache_status(job) if new.caches and created else None)
 
 
 def fields_of(value: object) -> dict[str, object]:
@@ -117,15 +119,30 @@ async def submit_by_template(
         batch_id=body.batch_id or batch_id,
         limit_key=body.limit_key,
         cost=body.cost,
+        cache=body.cache,
+        cache_for=body.cache_for_seconds,
+        cache_version=body.cache_version,
     )
-    return answer_stored(call, await call.queue.get(submitted.id), submitted.created)
+    job = await call.queue.get(submitted.id)
+    given = body.cache_for_seconds is not None or body.cache_version is not None
+    caches = submitted.created and (given if body.cache is None else body.cache)
+    return answer_stored(call, job, submitted.created, cache_status=cache_status(job) if caches else None)
 
 
-def answer_stored(call: Call[Any, Any], job: Job, created: bool) -> Response:
+def cache_status(job: Job) -> str:
+    """Return what the cache did for a job, as RFC 9211 says it."""
+    if job.cached_from is not None:
+        return "queue-pg; hit"
+    return "queue-pg; fwd=miss; collapsed" if job.state is JobState.WAITING else "queue-pg; fwd=miss"
+
+
+def answer_stored(call: Call[Any, Any], job: Job, created: bool, *, cache_status: str | None = None) -> Response:
     """Answer with a job that is stored: 201 when it is new, else 200."""
     headers = {"location": location(call, job.id)}
     if not created:
         headers["idempotency-replayed"] = "true"
+    if cache_status is not None:
+        headers["cache-status"] = cache_status
     return json_response(job_json(job), 201 if created else 200, headers=headers)
 
 

@@ -48,6 +48,7 @@ comment on function queue_pg.cancel is 'Ends an unfinished job as cancelled, a r
 -- not come in time waits for it anew.
 -- One that ended while it waited for parents waits for those that live again, and takes the others as they are. Of a task
 -- the subtasks are retried that did not complete.
+-- One that shares its work (see caching.sql) waits for a job that does it now, if there is one.
 create or replace function queue_pg.retry(id uuid, max_attempts integer default null, fresh boolean default false)
 returns setof queue_pg.all_jobs
 language plpgsql
@@ -60,6 +61,8 @@ declare
   v_state text;
   v_parents_left integer;
   v_planned boolean;
+  v_cache record;
+  v_shares boolean := false;
 begin
   if retry.max_attempts is not null and retry.max_attempts not between 1 and 1000 then
     perform queue_pg.raise_invalid('max_attempts', 'must be from 1 to 1000');
@@ -87,11 +90,17 @@ begin
     v_planned := queue_pg.retry_subtasks(v_job.id, retry.max_attempts, retry.fresh);
     v_parents_left := queue_pg.rejoin_parents(v_job.id);
   end if;
+  if v_job.cache_key is not null then
+    -- Work that is being done is shared; one that is done is no answer to who wants it run.
+    v_cache := queue_pg.enter_cache(
+      v_job.cache_key, v_job.id, v_job.org, v_job.kind, v_job.queue, v_job.priority, true, '0', array[v_job.id]);
+    v_shares := v_cache.step <> 'run';
+  end if;
 
   insert into queue_pg.jobs (
     id, run_at, created_at, lease_token, logged_token, max_attempts, last_event_seq, cost, priority, org, queue, kind, payload,
     error, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent, rerun_of,
-    parents_left, state)
+    parents_left, cache_key, state)
   values (
     -- The attempts so far are told already; the next one begins with the next token.
     v_job.id, v_now, v_job.created_at, v_job.lease_token, v_job.lease_token, coalesce(retry.max_attempts, v_job.max_attempts),
@@ -102,8 +111,9 @@ begin
       where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id),
     v_job.limit_key, v_job.parent_id, v_job.batch_id, v_job.tags, v_job.metadata, v_job.traceparent, v_job.rerun_of,
     -- None lives: looked at at once, below.
-    coalesce(greatest(v_parents_left, 1), v_job.parents_left),
-    case when v_parents_left is null then 'queued' else 'waiting' end::queue_pg.job_state);
+    case when v_parents_left is null then v_job.parents_left else greatest(v_parents_left, 1) end,
+    v_job.cache_key,
+    case when v_parents_left is null and not v_shares then 'queued' else 'waiting' end::queue_pg.job_state);
   if retry.fresh then
     perform queue_pg.forget_steps(v_job.id);
   elsif v_job.error ->> 'code' = 'event_timeout' then

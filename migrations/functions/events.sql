@@ -12,7 +12,7 @@ create or replace function queue_pg.reserved_events() returns text[]
 language sql immutable parallel safe
 return array[
   'submitted', 'promoted', 'started', 'completed', 'failed', 'snoozed', 'suspended', 'planned', 'signalled', 'released',
-  'cancelled', 'lease_lost', 'retried', 'reprioritized', 'expired', 'truncated', 'forgotten', 'end'];
+  'cancelled', 'lease_lost', 'retried', 'reprioritized', 'expired', 'overtaken', 'truncated', 'forgotten', 'end'];
 
 comment on function queue_pg.reserved_events() is 'Types of events that queue_pg.append_events() refuses.';
 
@@ -252,12 +252,12 @@ begin
       select l.id, l.org::text, l.queue::text, l.kind::text, l.state, l.followed, l.created_at::timestamptz, l.promoted_at,
         l.claimed_at, null::timestamptz as finished_at, l.attempt::integer, l.worker_id,
         greatest(l.last_event_seq, 1)::integer as before,
-        l.lease_token > 0 and l.logged_token is distinct from l.lease_token as started
+        l.lease_token > 0 and l.logged_token is distinct from l.lease_token as started, null::uuid as cached_from
       from queue_pg.jobs l where l.id between a.id and a.id
       union all
       select f.id, f.org, f.queue, f.kind, f.state, false, f.created_at, f.promoted_at, f.started_at, f.finished_at, f.attempt,
         f.worker_id, greatest(f.last_event_seq, 1),
-        f.lease_token > 0 and f.logged_token is distinct from f.lease_token
+        f.lease_token > 0 and f.logged_token is distinct from f.lease_token, f.cached_from
       from queue_pg.finished_jobs f where f.id between a.id and a.id and f.retain_until > v_now
     ) j
   ) n
@@ -290,7 +290,8 @@ begin
           select n.started_seq, n.claimed_at, 'started', queue_pg.attempt_data(n.attempt, n.worker_id)::text
           where n.started and n.started_seq > a.after
           union all
-          select n.completed_seq, n.finished_at, 'completed', queue_pg.attempt_data(n.attempt, n.worker_id)::text
+          select n.completed_seq, n.finished_at, 'completed', (queue_pg.attempt_data(n.attempt, n.worker_id)
+            || case when n.cached_from is null then '{}' else jsonb_build_object('cached_from', n.cached_from) end)::text
           where n.state = 'completed' and n.completed_seq > a.after
         ) u
         order by u.seq limit read_events.max_events

@@ -101,6 +101,8 @@ declare
   v_count integer;
   v_keys text[];
   v_orgs text[];
+  -- Those may have ended when they are stored.
+  v_cached boolean[];
   v_key_map jsonb;
   -- One entry for each edge: position of the child, place in its depends_on, and what is said there.
   v_children integer[];
@@ -128,8 +130,9 @@ begin
 
   select array_agg(e.value ->> 'key' order by e.ordinality),
     array_agg(coalesce(e.value ->> 'org', 'default') order by e.ordinality),
+    array_agg(queue_pg.wants_cache(e.value) order by e.ordinality),
     coalesce(jsonb_object_agg(e.value ->> 'key', e.ordinality) filter (where e.value ->> 'key' is not null), '{}')
-  into v_keys, v_orgs, v_key_map
+  into v_keys, v_orgs, v_cached, v_key_map
   from jsonb_array_elements(submit_graph.jobs) with ordinality e;
   select k.nr into v_bad from unnest(v_keys) with ordinality as k (key, nr)
   where k.key is not null and (k.key !~ v_name or k.key ~ v_id) limit 1;
@@ -238,7 +241,7 @@ begin
     from queue_pg.hold_parents((
       select array_agg(distinct coalesce(e.parent_id, v_ids[e.parent]))
       from unnest(v_children, v_parents, v_parent_ids) as e (child, parent, parent_id)
-      where v_created[e.child] and (e.parent is null or not v_created[e.parent]))) h;
+      where v_created[e.child] and (e.parent is null or not v_created[e.parent] or v_cached[e.parent]))) h;
     select e.child, e.place, e.parent_id into v_bad
     from unnest(v_children, v_places, v_parents, v_parent_ids) as e (child, place, parent, parent_id)
     where v_created[e.child] and e.parent is null

@@ -101,8 +101,8 @@ as $$
   select f.org, f.queue, sum(f.completed), sum(f.failed), sum(f.cancelled) from folded f group by f.org, f.queue
 $$;
 
--- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, steps, finished
--- batches, workers long dead. In bites, so that a long absence does not become one long transaction. True when there may be more.
+-- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, answers, steps,
+-- finished batches, workers long dead. In bites, so that a long absence does not become one long transaction. True when there may be more.
 create or replace function queue_pg.sweep() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -127,6 +127,15 @@ begin
     select f.id from queue_pg.batches f
     where f.finished_at < v_now - (select s.retention from queue_pg.settings s)
     order by f.finished_at limit v_bite for update skip locked);
+  get diagnostics v_swept = row_count;
+  v_more := v_more or v_swept = v_bite;
+  -- Those that a job still does the work of are kept for it.
+  delete from queue_pg.cache_entries c
+  where c.cache_key in (
+    select e.cache_key from queue_pg.cache_entries e
+    where e.answer_until <= v_now and e.job_id is null
+      and (select w.id from queue_pg.jobs w where w.state = 'waiting' and w.cache_key = e.cache_key limit 1) is null
+    order by e.answer_until limit v_bite for update skip locked);
   get diagnostics v_swept = row_count;
   v_more := v_more or v_swept = v_bite;
   perform queue_pg.mend_batches();

@@ -225,7 +225,8 @@ begin
   end if;
   select k into v_row from jsonb_object_keys(v_options) k
   where k not in ('queue', 'priority', 'run_at', 'delay_seconds', 'max_attempts', 'timeout_seconds', 'expires_at',
-    'unique_key', 'tags', 'metadata', 'traceparent', 'batch_id', 'limit_key', 'cost') limit 1;
+    'unique_key', 'tags', 'metadata', 'traceparent', 'batch_id', 'limit_key', 'cost', 'cache', 'cache_for_seconds',
+    'cache_version') limit 1;
   if found then
     perform queue_pg.raise_invalid('options.' || left(v_row.k, 100), 'is no option of a job');
   elsif jsonb_typeof(v_options -> 'metadata') not in ('object', 'null') then

@@ -237,6 +237,11 @@ begin
       raise warning 'queue_pg.settle: %', sqlerrm;
     end;
     begin
+      perform queue_pg.settle_deferred_cache(max_jobs);
+    exception when others then
+      raise warning 'queue_pg.settle_deferred_cache: %', sqlerrm;
+    end;
+    begin
       expired := queue_pg.expire(max_jobs, since);
     exception when others then
       raise warning 'queue_pg.expire: %', sqlerrm;
@@ -293,7 +298,7 @@ begin
           where j.expires_at > v_floor and j.expires_at <= v_limit and j.state in ('scheduled', 'waiting', 'queued')
           order by j.expires_at limit 1),
         -- Somebody keeps them locked: not at once again.
-        case when exists (select from queue_pg.unsettled) then v_now + interval '100 milliseconds' end,
+        case when exists (select from queue_pg.unsettled) or exists (select from queue_pg.unsettled_cache) then v_now + interval '100 milliseconds' end,
         (select l.opens_at from queue_pg.limits l
           where l.opens_at > v_now and l.opens_at <= v_limit and l.opens_at < 'infinity'
           order by l.opens_at limit 1)) as at

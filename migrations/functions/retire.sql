@@ -1,8 +1,8 @@
 -- The only way out of `jobs`.
 
 -- Moves jobs to finished_jobs with their end state (null: completed), result and error; counts them, dates their unique
--- keys, notifies those who watch and tells the children of those that are awaited, unless `tells` is false. Returns the
--- ids of those it moved. Internal: callers decide, this moves.
+-- keys, notifies those who watch, settles what others share with them and tells the children of those that are awaited, unless
+-- `tells` is false. Returns the ids of those it moved. Internal: callers decide, this moves.
 -- Either the caller has locked the rows, or it gives the lease tokens that must still stand. Rows are locked in the
 -- order of their ids, so that overlapping batches cannot deadlock. "Running" is tested as lease_expires_at is not null:
 -- with state = 'running' a planner without statistics reads all running jobs through jobs_lease instead of these by id.
@@ -28,6 +28,7 @@ declare
   v_ends queue_pg.job_state[];
   v_children uuid[];
   v_followed uuid[];
+  v_cached bytea[];
   v_observed boolean := queue_pg.is_observed();
   -- Of attempts that a limit counts.
   v_counted smallint[];
@@ -60,7 +61,7 @@ begin
       id, run_at, created_at, started_at, finished_at, retain_until, lease_token, attempt, max_attempts,
       lease_losses, last_event_seq, cost, state, priority, org, queue, kind, worker_id, payload, result, error,
       promoted_at, logged_token, timeout, expires_at, unique_key, limit_key, parent_id, batch_id, tags, metadata, traceparent,
-      parents_left, rerun_of)
+      parents_left, rerun_of, cache_key, cached_from)
     select
       r.id, r.run_at, r.created_at, r.claimed_at, v_now,
       v_now + case when v_own_retention then coalesce(
@@ -74,7 +75,7 @@ begin
       r.payload, r.end_result, r.end_error, r.promoted_at, r.logged_token,
       coalesce(r.timeout, (select k.timeout from queue_pg.kinds k where k.kind = r.kind), v_settings.timeout),
       r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent,
-      r.parents_left, r.rerun_of
+      r.parents_left, r.rerun_of, r.cache_key, r.cached_from
     from removed r
     returning id, org, queue, state, unique_key, retain_until
   ),
@@ -93,6 +94,8 @@ begin
     array_agg(r.batch_id) filter (where r.batch_id is not null),
     array_agg(r.end_state) filter (where r.batch_id is not null), array_agg(r.id) filter (where r.awaited),
     array_agg(r.end_state) filter (where r.awaited), array_agg(r.id) filter (where r.parents_left is not null),
+    -- One that waits does no work that others wait for.
+    array_agg(r.cache_key) filter (where r.cache_key is not null and r.state <> 'waiting'),
     array_agg(r.counted) filter (where r.counted is not null),
     array_agg(r.org::text) filter (where r.counted is not null),
     array_agg(r.queue::text) filter (where r.counted is not null),
@@ -103,7 +106,7 @@ begin
       greatest(r.last_event_seq, 1) + (r.promoted_at is not null)::integer
         + (r.lease_token > 0 and r.logged_token is distinct from r.lease_token)::integer + 1,
       r.attempt::integer, r.worker_id)) filter (where v_observed and r.end_state = 'completed')
-  into v_retired, v_watched, v_followed, v_batches, v_batch_states, v_awaited, v_ends, v_children, v_counted, v_orgs,
+  into v_retired, v_watched, v_followed, v_batches, v_batch_states, v_awaited, v_ends, v_children, v_cached, v_counted, v_orgs,
     v_queues, v_limit_keys
   from removed r;
   if v_batches is not null then
@@ -125,6 +128,9 @@ begin
   end if;
   if v_awaited is not null and tells then
     perform queue_pg.release_children(v_awaited, v_ends);
+  end if;
+  if v_cached is not null then
+    perform queue_pg.settle_cache(v_cached, 100);
   end if;
   if v_counted is not null then
     -- Last: limits are locked after jobs.

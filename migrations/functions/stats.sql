@@ -74,6 +74,13 @@ begin
         else format('Attempt %s runs on worker %s.', v_job.attempt, v_job.worker_id) end,
       v_job.lease_expires_at, v_job.worker_id;
     return;
+  elsif v_job.state = 'waiting' and exists (
+    select from queue_pg.jobs j where j.id = v_job.id and j.cache_key is not null
+  ) then
+    return query select 'shared', case when c.job_id is null then 'The same work is done; maintenance will answer it.'
+        else format('Job %s does the same work.', c.job_id) end, null::timestamptz, c.job_id::text
+    from queue_pg.jobs j left join queue_pg.cache_entries c on c.cache_key = j.cache_key where j.id = v_job.id;
+    return;
   elsif v_job.state = 'waiting' then
     select count(*), count(*) filter (where d.outcome is null) into v_parents, v_ahead
     from queue_pg.dependencies d where d.child_id = v_job.id;

@@ -220,6 +220,7 @@ def show_job(job: Job, reasons: Sequence[WhyWaiting] = ()) -> None:
             ("unique key", job.unique_key),
             ("batch", job.batch_id),
             ("rerun of", job.rerun_of),
+            ("cached from", job.cached_from),
             ("limit key", job.limit_key),
             ("cost", job.cost if job.cost != 1 else None),
             ("worker", job.worker_id),

@@ -31,6 +31,9 @@ CHUNK_LINES = 500
 MAX_LINE_BYTES = 33 * 1024 * 1024
 
 
+_OTHERWISE = {"delay_seconds", "timeout_seconds", "cache_for_seconds", "scheduled_for"}
+
+
 class JobLine(BaseModel):
     """A line of a JSON lines file: the body of `POST /jobs`."""
 
@@ -49,6 +52,9 @@ class JobLine(BaseModel):
     unique_key: str | None = None
     limit_key: str | None = None
     cost: int | None = None
+    cache: bool | None = None
+    cache_for_seconds: float | None = Field(default=None, ge=0, le=3_153_600_000)
+    cache_version: str | None = None
     tags: list[str] | None = None
     metadata: dict[str, Any] | None = None
     traceparent: str | None = None
@@ -68,7 +74,7 @@ class JobLine(BaseModel):
         """Return the job; what the command line gave holds where the line says nothing."""
         own: dict[str, Any] = {
             name: value
-            for name, value in self.model_dump(exclude={"delay_seconds", "timeout_seconds", "scheduled_for"}).items()
+            for name, value in self.model_dump(exclude=_OTHERWISE).items()
             if value is not None or name == "payload"
         }
         if self.scheduled_for is not None:
@@ -79,6 +85,8 @@ class JobLine(BaseModel):
             own["delay"] = timedelta(seconds=self.delay_seconds)
         if self.timeout_seconds is not None:
             own["timeout"] = timedelta(seconds=self.timeout_seconds)
+        if self.cache_for_seconds is not None:
+            own["cache_for"] = timedelta(seconds=self.cache_for_seconds)
         # A line's own time replaces the other way of giving one.
         base = {k: v for k, v in given.items() if not (k in {"delay", "run_at"} and own.keys() & {"delay", "run_at"})}
         return NewJob(**{**base, **own})

@@ -43,6 +43,11 @@ def submit(
     unique_key: Annotated[str | None, typer.Option(help="Submit once: the same key gives the same job again.")] = None,
     limit_key: Annotated[str | None, typer.Option(help="Share the limit of this key; see queue-pg limits.")] = None,
     cost: Annotated[int | None, typer.Option(min=0, help="Units each attempt takes from a rate; default: 1.")] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache/--no-cache", help="Take the result of identical work, or share it.")
+    ] = None,
+    cache_for: Annotated[str | None, typer.Option(help="The same, of results at most this old, such as 1h.")] = None,
+    cache_version: Annotated[str | None, typer.Option(help="The same, of work of this version.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object kept with the job; JSON, @file or -.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="The open batch that it is added to.")] = None,
@@ -77,6 +82,9 @@ def submit(
         "unique_key": unique_key,
         "limit_key": limit_key,
         "cost": cost,
+        "cache": cache,
+        "cache_for": optional_duration(cache_for, field="cache_for"),
+        "cache_version": cache_version,
         "tags": tag or None,
         "metadata": parse_metadata(metadata),
         "batch_id": batch,
@@ -102,8 +110,9 @@ def submit(
         if not wait:
             print_json(job) if as_json else print_line(str(job.id))
             return
-        say(f"{job.id} submitted; waiting for its end")
-        job = client.wait(job.id)
+        if not job.finished:
+            say(f"{job.id} submitted; waiting for its end")
+            job = client.wait(job.id)
     if as_json:
         print_json(job)
     elif job.state == JobState.COMPLETED:

@@ -127,6 +127,11 @@ def submit(
     priority: Annotated[str | None, typer.Option(help="A number, or critical, high, normal, low, batch.")] = None,
     delay: Annotated[str | None, typer.Option(help="Run after this time, such as 30s or 2h.")] = None,
     unique_key: Annotated[str | None, typer.Option(help="Submit once: the same key gives the same job again.")] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache/--no-cache", help="Take the result of identical work, or share it.")
+    ] = None,
+    cache_for: Annotated[str | None, typer.Option(help="The same, of results at most this old, such as 1h.")] = None,
+    cache_version: Annotated[str | None, typer.Option(help="The same, of work of this version.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="The open batch that it is added to.")] = None,
     limit_key: Annotated[str | None, typer.Option(help="Another limit key than the template's.")] = None,
@@ -149,6 +154,9 @@ def submit(
             batch_id=batch,
             limit_key=limit_key,
             cost=cost,
+            cache=cache,
+            cache_for=optional_duration(cache_for, field="cache_for"),
+            cache_version=cache_version,
         )
         if as_json or _outer(context)[0]:
             print_json(client.get(submitted.id))

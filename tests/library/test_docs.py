@@ -164,6 +164,13 @@ async def test_the_sql_of_the_guide_to_tasks_runs(conn: psycopg.AsyncConnection)
     assert found == [("mail", 2), ("work_queue", 4)]
 
 
+async def test_the_sql_of_the_guide_to_shared_results_runs(conn: psycopg.AsyncConnection) -> None:
+    for block in blocks("caching.md", "sql"):
+        await conn.execute(block)
+    found = await (await conn.execute("select state::text, priority from queue_pg.jobs order by id")).fetchall()
+    assert found == [("waiting", 0), ("queued", 5), ("waiting", 0), ("queued", 0)]
+
+
 PYTHON = [
     block
     for guide in (
@@ -180,6 +187,7 @@ PYTHON = [
         "steps",
         "webhooks",
         "tasks",
+        "caching",
     )
     for block in blocks(f"{guide}.md", "python")
 ]

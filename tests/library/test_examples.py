@@ -28,6 +28,13 @@ retried: 1
 report: import completed, 3 of 3 loaded
 completed
 """,
+    "caching.py": """first queued, second waiting
+at work on 2 words
+second: 'Queues', from the first: True
+third: completed at once, 'Queues'
+another version: queued
+at work on 2 words
+""",
     "quickstart.py": """submitted: greet is queued
 result: Hello world
 later: scheduled

@@ -422,3 +422,20 @@ async def test_why_waiting_names_the_parents(conn: Connection) -> None:
     await finish(conn, "complete", a)
     row = await one(conn, "select reason, detail, held_by from queue_pg.why_waiting(%s)", child)
     assert row == ("parents", "The job waits for 1 of its 2 parent(s) to end.", str(b))
+
+
+@pytest.mark.parametrize("parents", [0, 1])
+async def test_retry_gives_nobody_parents(conn: Connection, parents: int) -> None:
+    """What has run, or never waited, is retried as it is, however often."""
+    [*others, job] = await submit(conn, *[{"key": "p"}] * parents, {"depends_on": ["p"] * parents})
+    for other in others:
+        await finish(conn, "complete", other)
+    for _ in range(3):
+        await finish(conn, "discard", job)
+        await conn.execute("select queue_pg.retry(%s)", (job,))
+        assert await one(conn, "select state::text, parents_left from queue_pg.jobs where id = %s", job) == (
+            "queued",
+            0 if parents else None,
+        )
+    types = [row[0] for row in await all_of(conn, "select type from queue_pg.job_events where job_id = %s", job)]
+    assert types.count("promoted") == parents

@@ -43,6 +43,7 @@ SQL = {
     "expire": "select queue_pg.expire()",
     "retry": "select queue_pg.retry(%(id)s)",
     "settle": SETTLE.format("complete"),
+    "submit": "select queue_pg.submit('k', priority => 1, cache => true)",
 }
 VARIANTS = {
     "fail (last attempt)": "fail",
@@ -56,6 +57,11 @@ VARIANTS = {
     "wait (over)": "wait",
     "signal (waited for)": "signal",
     "retry (parents live)": "retry",
+    "settle (shared)": "settle",
+    "settle (next)": "settle",
+    "settle (next, later)": "settle",
+    "submit (overtakes)": "submit",
+    "retry (shared)": "retry",
 }
 # The job's last claim, if it had one, has reached a wait for the event `go`.
 REACHED = (
@@ -226,6 +232,57 @@ async def test_retry_of_a_child_whose_parents_live(conn: psycopg.AsyncConnection
     assert await read(conn, row[0]) == (EDGES[state, "retry (parents live)"][0], 0, 0)
     await conn.execute(SETTLE.format("complete"))
     assert (await read(conn, row[0]))[0] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("action", "outcome", "delay"),
+    [
+        ("settle (shared)", "complete", None),
+        ("settle (next)", "discard", None),
+        ("settle (next)", "cancel", None),
+        ("settle (next, later)", "discard", "1 hour"),
+    ],
+)
+async def test_how_the_end_of_shared_work_settles_those_that_wait(
+    conn: psycopg.AsyncConnection, action: str, outcome: str, delay: str | None
+) -> None:
+    await conn.execute("select queue_pg.submit('k', queue => 'parents', cache => true)")
+    await conn.execute("select queue_pg.claim('p', '{parents}')")
+    submit = "select queue_pg.submit('k', delay => %s::interval, cache => true)"
+    row = await (await conn.execute(submit, (delay,))).fetchone()
+    assert row is not None
+    assert (await read(conn, row[0]))[0] == "waiting"
+    await conn.execute(SETTLE.format(outcome))
+    assert await read(conn, row[0]) == (EDGES["waiting", action][0], 0, 0)
+
+
+@pytest.mark.parametrize("state", ["queued", "scheduled"])
+async def test_one_that_can_start_sooner_overtakes(conn: psycopg.AsyncConnection, state: str) -> None:
+    delay = "1 hour" if state == "scheduled" else None
+    row = await (
+        await conn.execute("select queue_pg.submit('k', delay => %s::interval, cache => true)", (delay,))
+    ).fetchone()
+    assert row is not None
+    assert (await read(conn, row[0]))[0] == state
+    await conn.execute(SQL["submit"])
+    assert await read(conn, row[0]) == (EDGES[state, "submit (overtakes)"][0], 0, 0)
+
+
+@pytest.mark.parametrize(("state", "retry"), [("failed", False), ("cancelled", None)])
+async def test_retry_of_a_job_whose_work_another_does(
+    conn: psycopg.AsyncConnection, state: str, retry: bool | None
+) -> None:
+    row = await (await conn.execute("select queue_pg.submit('k', cache => true)")).fetchone()
+    assert row is not None
+    await conn.execute("select queue_pg.claim('w', '{default}')")
+    if retry is None:
+        await conn.execute("select queue_pg.cancel(%s)", row)
+    else:
+        await conn.execute("select queue_pg.fail(%s, 1, '{}', %s)", (row[0], retry))
+    assert (await read(conn, row[0]))[0] == state
+    await conn.execute(SQL["submit"])
+    await conn.execute("select queue_pg.retry(%s)", row)
+    assert await read(conn, row[0]) == (EDGES[state, "retry (shared)"][0], 0, 1)
 
 
 def test_the_table_is_complete() -> None:

@@ -52,5 +52,15 @@ def test_all_statements_show_a_job_alike() -> None:
         for path in FILES
         if (match := re.search(r"\(select to_json\(r\).*?as job,", path.read_text(), re.DOTALL))
     }
-    assert set(blocks) == {"submit", "get_job", "get_jobs", "list_jobs", "look_job", "cancel", "retry", "rerun"}
+    assert set(blocks) == {
+        "submit",
+        "get_job",
+        "get_jobs",
+        "list_jobs",
+        "look_job",
+        "cancel",
+        "retry",
+        "rerun",
+        "reprioritize",
+    }
     assert len(set(blocks.values())) == 1

@@ -25,7 +25,7 @@ select
     j.id, j.org, j.queue, j.kind, j.state, j.priority, j.run_at, j.attempt, j.max_attempts, j.lease_token,
     j.lease_expires_at, j.worker_id, extract(epoch from j.timeout) as timeout_seconds, j.expires_at, j.unique_key,
     j.limit_key, j.cost, j.parent_id, j.batch_id, j.tags, j.traceparent, j.created_at, j.started_at, j.finished_at,
-    j.rerun_of
+    j.rerun_of, j.cached_from
   ) r)::text as job,
   -- A large one is not read for a list.
   case when pg_column_size(j.payload) <= 16384 then j.payload::text end as payload, null::text as result,

@@ -62,5 +62,9 @@ def test_all_statements_show_a_job_alike() -> None:
         "retry",
         "rerun",
         "reprioritize",
+        "submit_task",
+        "get_task",
+        "list_tasks",
+        "list_child_tasks",
     }
     assert len(set(blocks.values())) == 1

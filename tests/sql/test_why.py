@@ -55,6 +55,7 @@ CAUSES: dict[str, tuple[list[str], str, list[str], bool, bool]] = {
         False,
         True,
     ),
+    "shared": (["select queue_pg.submit('k', cache => true)"], "cache => true", [], False, True),
     "scheduled": ([], "delay => '1 hour'", [], True, False),
     "due": (
         [],

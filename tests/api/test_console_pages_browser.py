@@ -382,7 +382,7 @@ async def test_the_menu_on_a_narrow_screen(tab: Page, queue: Queue) -> None:
     await expect(tab.get_by_role("link", name="Limits")).to_be_visible()
     await tab.keyboard.press("Escape")
     await expect(tab.get_by_role("link", name="Limits")).to_be_hidden()
-    for keys, path in (("gb", "batches"), ("gs", "schedules"), ("gt", "templates"), ("gl", "limits")):
+    for keys, path in (("gb", "batches"), ("gs", "schedules"), ("gt", "tasks"), ("ge", "templates"), ("gl", "limits")):
         for key in keys:
             await tab.keyboard.press(key)
         await tab.wait_for_url(f"**/console/{path}")

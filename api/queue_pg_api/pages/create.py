@@ -1,27 +1,31 @@
-"""`/console/new`: submit a job by a form, with a prompt or with any payload, now or later."""
+"""`/console/new`: submit a job by a form, with a prompt, a description or any payload, now or later."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from starlette.responses import Response
 
 from queue_pg import store
 from queue_pg.errors import QueuePgError, SubmitError
+from queue_pg.looking import now
 from queue_pg.models import KindInfo
 from queue_pg.payloads import parse_json
+from queue_pg.task_model import NewTask
 from queue_pg_api.bodies import check_model
 from queue_pg_api.errors import ApiError, invalid, translate
-from queue_pg_api.pages.forms import check_fields, read_form, words
+from queue_pg_api.pages.forms import FormState, check_fields, read_form, words
 from queue_pg_api.pages.page import Page, Visit
 from queue_pg_api.rendering import json_or_mark
-from queue_pg_api.schemas import PRIORITY_NAMES, SubmitBody
+from queue_pg_api.schemas import MAX_DELAY_SECONDS, PRIORITY_NAMES, SubmitBody, TaskBody
 from queue_pg_api.submissions import to_new_job
 
 FIELDS = (
-    "mode", "prompt", "model", "kind", "payload", "queue", "priority", "when", "delay", "unit", "at", "run_at", "tags",
-    "max_attempts", "unique_key",
+    "mode", "prompt", "model", "description", "planner", "kind", "payload", "name", "queue", "priority", "when",
+    "delay", "unit", "at", "run_at", "tags", "max_attempts", "unique_key",
 )  # fmt: skip
 UNITS = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 MAX_OFFERED = 100
@@ -31,13 +35,10 @@ DEFAULTS = {"mode": "prompt", "queue": "default", "priority": "normal", "when": 
 
 def to_submission(form: dict[str, str], max_payload_bytes: int) -> SubmitBody:
     """Make what the API takes of what the form says. Raises ApiError naming the field."""
-    check_fields(form, FIELDS)
     body: dict[str, Any] = {name: form[name] for name in ("queue", "priority", "unique_key") if name in form}
-    body |= job_of(form, max_payload_bytes)
-    if "tags" in form:
-        body["tags"] = words(form["tags"])
-    if "max_attempts" in form:
-        body["max_attempts"] = _number(form, "max_attempts")
+    body |= {**job_of(form, max_payload_bytes), **_terms(form)}
+    if "name" in form:
+        body["metadata"] = {"task": {"name": form["name"].strip()}}
     match form.get("when", "now"):
         case "now":
             pass
@@ -48,6 +49,36 @@ def to_submission(form: dict[str, str], max_payload_bytes: int) -> SubmitBody:
         case _:
             raise invalid("when", "should be now, in or at")
     return check_model(SubmitBody, body)
+
+
+def to_task(form: dict[str, str], at: datetime) -> TaskBody:
+    """Make a task to be planned of what the form says; `at` is the time now. Raises ApiError naming the field."""
+    if not form.get("description", "").strip():
+        raise invalid("description", "is empty; say what is to be done")
+    names = ("description", "planner", "name", "queue", "priority", "unique_key")
+    body: dict[str, Any] = {**{name: form[name] for name in names if name in form}, **_terms(form)}
+    match form.get("when", "now"):
+        case "now":
+            pass
+        case "in":
+            seconds = _number(form, "delay") * UNITS.get(form.get("unit", "min"), 60)
+            if seconds > MAX_DELAY_SECONDS:
+                raise invalid("delay", "is longer than a hundred years")
+            body["scheduled_for"] = (at + timedelta(seconds=seconds)).isoformat()
+        case "at":
+            body["scheduled_for"] = moment_of(form)
+        case _:
+            raise invalid("when", "should be now, in or at")
+    return check_model(TaskBody, body)
+
+
+def _terms(form: dict[str, str]) -> dict[str, Any]:
+    terms: dict[str, Any] = {}
+    if "tags" in form:
+        terms["tags"] = words(form["tags"])
+    if "max_attempts" in form:
+        terms["max_attempts"] = _number(form, "max_attempts")
+    return terms
 
 
 def job_of(form: dict[str, str], max_payload_bytes: int) -> dict[str, Any]:
@@ -83,16 +114,31 @@ async def submit(visit: Visit) -> Response:
     """Store the job and go to its page; what is refused comes back in the form, with the reason."""
     form = await read_form(visit.request)
     try:
-        new = to_new_job(to_submission(form, visit.queue.max_payload_bytes), None, None)
-        await visit.service.kinds.check([(new.kind, new.queue)])
-        job, _ = await visit.queue.submit_new(new)
+        check_fields(form, FIELDS)
+        job_id = await (_submit_task if form.get("mode") == "description" else _submit_job)(visit, form)
     except (ApiError, SubmitError) as error:
         refusal = translate(error) if isinstance(error, QueuePgError) else error
         if refusal.status != 422:
             raise
         return await _form(visit, form, refusal)
     visit.figures.changed()
-    return visit.redirect(visit.url("job", id=job.id))
+    return visit.redirect(visit.url("job", id=job_id))
+
+
+async def _submit_job(visit: Visit, form: dict[str, str]) -> UUID:
+    new = to_new_job(to_submission(form, visit.queue.max_payload_bytes), None, None)
+    await visit.service.kinds.check([(new.kind, new.queue)])
+    job, _ = await visit.queue.submit_new(new)
+    return job.id
+
+
+async def _submit_task(visit: Visit, form: dict[str, str]) -> UUID:
+    async with visit.figures.looking() as conn:
+        body = to_task(form, await now(conn))
+    settings = visit.service.settings
+    given: dict[str, Any] = body.model_dump(exclude={"timeout_seconds"})
+    given |= {"planner": body.planner or settings.planner, "subtask_queue": settings.subtask_queue}
+    return (await visit.queue.submit_task(NewTask(**given))).id
 
 
 class NewJobPage(Page):
@@ -115,11 +161,11 @@ async def _form(visit: Visit, given: dict[str, str], refusal: ApiError | None) -
         200 if refusal is None else refusal.status,
         page=page,
         parts={},
-        values={**dict.fromkeys(FIELDS, ""), **DEFAULTS, **given},
-        fault=None if refusal is None else refusal.detail,
-        fault_field=None
-        if refusal is None
-        else str(refusal.about.get("field", "")).partition(".")[0].partition("[")[0],
+        form=FormState(
+            {**dict.fromkeys(FIELDS, ""), **DEFAULTS, **given},
+            None if refusal is None else refusal.detail,
+            "" if refusal is None else str(refusal.about.get("field", "")).partition(".")[0].partition("[")[0],
+        ),
         kinds=kinds[:MAX_OFFERED],
         known=known,
         schema="" if known is None or known.schema is None else json.dumps(json_or_mark(known.schema))[:MAX_SCHEMA],

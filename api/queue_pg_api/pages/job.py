@@ -13,6 +13,7 @@ from typing import Any
 from starlette.responses import Response
 
 from queue_pg import artifact_store, store
+from queue_pg.look_tasks import look_task
 from queue_pg.looking import (
     EventLook,
     JobLook,
@@ -181,15 +182,28 @@ async def family(visit: Visit) -> Context:
     async with visit.figures.looking() as conn:
         found = await look_family(conn, visit.job_id, org=visit.queue.org, limit=MAX_EDGES)
     own = visit.job_id
+    # A plan's subtasks are told of by the region of the task.
+    planned = own in found.relatives and found.relatives[own].kind == "plan"
+    parents = [edge for edge in found.edges if edge.child == own]
     return {
         "own": own,
-        "parents": [edge for edge in found.edges if edge.child == own],
+        "parents": [edge for edge in parents if not (planned and edge.name.startswith("subtask-"))],
         "children": [edge for edge in found.edges if edge.parent == own],
         "relatives": found.relatives,
         "picture": draw(found),
         "cut": len(found.edges) >= MAX_EDGES,
         # The others change without this job.
         "more_topics": ("family:{id}",) if found.edges else (),
+    }
+
+
+async def task(visit: Visit) -> Context:
+    async with visit.figures.looking() as conn:
+        found = await look_task(conn, visit.job_id, org=visit.org)
+    return {
+        "task": found,
+        "ended": sum(each.state is None or each.state.finished for each in found.subtasks),
+        "more_topics": ("family:{id}",) if found.subtasks else (),
     }
 
 
@@ -302,6 +316,7 @@ page = JobPage(
     regions=[
         # What it waits for changes with the queues and the workers.
         Region(name="headline", label="State", load=headline, topics=(*TOPICS, "queues", "workers")),
+        Region(name="task", label="Task", load=task, topics=TOPICS),
         Region(name="timeline", label="Timeline", load=timeline, topics=TOPICS),
         Region(name="steps", label="Steps", load=steps, topics=TOPICS),
         Region(name="family", label="Parents and children", load=family, topics=TOPICS),

@@ -16,6 +16,8 @@ PATHS: Final = {
     "chain": "/console/jobs/{id}/chain",
     "rerun": "/console/jobs/{id}/rerun",
     "signal": "/console/jobs/{id}/signal",
+    "tasks": "/console/tasks",
+    "task": "/console/tasks/{id}",
     "new": "/console/new",
     "new_schedule": "/console/new/schedule",
     "batches": "/console/batches",
@@ -50,8 +52,16 @@ class Entry:
 
 
 NAVIGATION: Final[Sequence[tuple[str, Sequence[Entry]]]] = (
-    ("Work", (Entry("overview", "Overview", "g o"), Entry("jobs", "Jobs", "g j"), Entry("batches", "Batches", "g b"))),
-    ("Plans", (Entry("schedules", "Schedules", "g s"), Entry("templates", "Templates", "g t"))),
+    (
+        "Work",
+        (
+            Entry("overview", "Overview", "g o"),
+            Entry("tasks", "Tasks", "g t"),
+            Entry("jobs", "Jobs", "g j"),
+            Entry("batches", "Batches", "g b"),
+        ),
+    ),
+    ("Plans", (Entry("schedules", "Schedules", "g s"), Entry("templates", "Templates", "g e"))),
     (
         "System",
         (Entry("queues", "Queues", "g q"), Entry("limits", "Limits", "g l"), Entry("workers", "Workers", "g w")),

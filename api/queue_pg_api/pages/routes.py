@@ -27,6 +27,7 @@ from queue_pg_api.pages import (
     queues,
     schedules,
     stream,
+    tasks,
     workers,
 )
 from queue_pg_api.pages.assets import asset
@@ -70,6 +71,8 @@ def console_routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/robots.txt", robots, methods=["GET"]),
         Route(PATHS["asset"], asset_or_refusal(service), methods=["GET"]),
+        route(PATHS["tasks"], get=tasks.page),
+        route(PATHS["task"], get=tasks.one),
         route(PATHS["jobs"], get=jobs.page),
         route(PATHS["job"], get=job.page),
         route(PATHS["cancel"], post=job_forms.cancel),

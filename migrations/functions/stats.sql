@@ -75,7 +75,8 @@ begin
       v_job.lease_expires_at, v_job.worker_id;
     return;
   elsif v_job.state = 'waiting' and exists (
-    select from queue_pg.jobs j where j.id = v_job.id and j.cache_key is not null and j.parents_left = 0
+    select from queue_pg.jobs j where j.id = v_job.id and j.cache_key is not null
+      and not exists (select from queue_pg.dependencies d where d.child_id = j.id)
   ) then
     return query select 'shared', case when c.job_id is null then 'The same work is done; maintenance will answer it.'
         else format('Job %s does the same work.', c.job_id) end, null::timestamptz, c.job_id::text

@@ -162,5 +162,5 @@ async def retry_job(call: Call[NoQuery, RetryBody]) -> Response:
 
 @endpoints.post("/jobs/{id}/reprioritize", answers={200: JobAnswer}, refuses=(403, 404, 409, 413, 415, 422, 503))
 async def reprioritize_job(call: Call[NoQuery, ReprioritizeBody]) -> Response:
-    """Give an unfinished job another priority, a number or a name; one that runs has it when it is run again."""
+    """Give an unfinished job another priority, a number or a name; one that runs keeps it for its retry."""
     return json_response(job_json(await call.queue.reprioritize(call.job_id, call.body.priority)))

@@ -72,7 +72,7 @@ def all_peers() -> list[Peer]:
             unfinished="select exists (select from pgqueuer)",
             insert="insert into pgqueuer (priority, entrypoint, payload, status)"
             " values (0, 'noop', convert_to(%s::text, 'utf8'), 'queued')",
-            share=0.4,
+            share=0.3,
         ),
         Peer(
             "graphile-worker",
@@ -88,14 +88,14 @@ def all_peers() -> list[Peer]:
             "2 workers in one process, batchSize 1,000, burstWhenBatchFull, pollingIntervalSeconds 0.5",
             unfinished="select exists (select from pgboss.job where name = 'noop' and state < 'completed')",
             finished="select count(*) from pgboss.job where name = 'noop' and state = 'completed'",
-            share=0.5,
+            share=0.4,
         ),
         Peer(
             "awa",
             "awa_peer.py",
             "AsyncClient with 200 workers, poll_interval_ms 50, the queue-storage engine of a fresh installation",
             unfinished="select exists (select from awa.jobs where state in ('available', 'running'))",
-            share=0.2,
+            share=0.1,
         ),
         Peer(
             "Chancy",
@@ -103,7 +103,7 @@ def all_peers() -> list[Peer]:
             "uvloop, AsyncExecutor, concurrency 500, eager polling",
             unfinished="select exists (select from chancy_jobs where state <> 'succeeded')",
             finished="select count(*) from chancy_jobs where state = 'succeeded'",
-            share=0.05,
+            share=0.03,
         ),
         Peer(
             "Procrastinate",

@@ -30,7 +30,7 @@ TARGETS: tuple[Target, ...] = ()
 
 JOBS = 30_000
 QUICK_JOBS = 1_000
-BATCHES = (500, 100, 10)
+BATCHES = (500, 10)
 
 
 def run(bench: Bench) -> Record:

@@ -30,7 +30,7 @@ METRICS = (
 )
 IDLE = "idle"
 STEADY = "200 jobs/s"
-PARTS = {f"{percent} % of saturation": percent / 100 for percent in (20, 40, 60, 80)}
+PARTS = {f"{percent} % of saturation": percent / 100 for percent in (20, 50, 80)}
 TARGETS = (
     Target(text="p99 while 200 jobs/s flow against idle", metric="p99", pairs=[(STEADY, IDLE)], at_most=3.0),
     Target(

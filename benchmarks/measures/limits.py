@@ -42,8 +42,8 @@ def run(bench: Bench) -> Record:
     """Claim by each in turn."""
     record = Record()
     jobs = bench.pick(JOBS, QUICK_JOBS)
-    # Three runs at most: filling takes longer than what is measured.
-    for _ in range(min(bench.runs, 3)):
+    # Two runs at most: filling takes longer than what is measured.
+    for _ in range(min(bench.runs, 2)):
         for name, key, limited in ((PLAIN, None, False), (KEYED, "key-", False), (LIMITED, "key-", True)):
             with bench.server.database() as database:
                 migrate_database(database)

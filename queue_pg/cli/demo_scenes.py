@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from queue_pg.cli.output import error_text
 from queue_pg.cli.text import one_line, shorten
 from queue_pg.models import Job, JobState
-from queue_pg.task_model import NewTask
 
 if TYPE_CHECKING:
     from queue_pg.cli.system import Signals, System
@@ -74,6 +73,8 @@ async def play(system: System, signals: Signals, show: Print, *, subtask_queue: 
 
 async def show_plan(queue: Queue, show: Print, subtask_queue: str) -> Scene:
     """Have a description split into subtasks, and say how the task follows them."""
+    from queue_pg.task_model import NewTask
+
     task = await queue.submit_task(NewTask(description=DESCRIPTION, subtask_queue=subtask_queue))
     show(f"A plan     {DESCRIPTION!r} became {len(task.subtasks)} subtasks, which the task follows")
     parts = [await queue.get_task(subtask_id) for subtask_id in task.subtask_ids]

@@ -13,6 +13,7 @@ import pytest
 from queue_pg_api import following, observing
 from queue_pg_api.app import create_app
 from queue_pg_api.observing import Observing
+from queue_pg_api.routes import sockets
 from queue_pg_api.service import Service
 from starlette.applications import Starlette
 from tcp_proxy import Proxy
@@ -156,6 +157,13 @@ async def test_a_reader_of_a_job_that_does_not_read_is_cut_off_alone(
     served: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "SEND_SECONDS", 0.5)
+    cut_off = asyncio.Event()
+
+    def abort(scope: Any) -> None:
+        following.abort(scope)
+        cut_off.set()
+
+    monkeypatch.setattr(sockets, "abort", abort)
     job = await queue.submit("k")
     [mine] = await queue.claim("w", ["default"])
     reader, writer = await stuck(served, f"/jobs/{job.id}/ws")
@@ -171,6 +179,8 @@ async def test_a_reader_of_a_job_that_does_not_read_is_cut_off_alone(
         assert await reading == list(range(1, 1_004))
         assert await closed(sock) == (1000, "completed")
     # The other one gets what was on its way, and no more.
+    async with asyncio.timeout(20):
+        await cut_off.wait()
     got = 0
     async with asyncio.timeout(20):
         with suppress(ConnectionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +31,10 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Put the stub on the PATH; return the folder of what it was called with."""
     folder = tmp_path / "docker"
     folder.mkdir()
-    # By the interpreter of the tests.
+    # By the interpreter of the tests, whose path may have a space, which a first line cannot.
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "docker"
-    script.write_text(f"#!{PYTHON}\n" + (STUBS / "docker").read_text().partition("\n")[2])
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(PYTHON))} {shlex.quote(str(STUBS / "docker"))} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_STUB_FOLDER", str(folder))

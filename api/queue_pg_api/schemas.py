@@ -1,17 +1,17 @@
-"""Every body and query as a pydantic model: what is checked, and what /openapi.json is made from.
+"""Bodies and queries as pydantic models: what is checked, and what /openapi.json is made from.
 
-Bodies are strict (no "5" for 5) and refuse unknown fields by name.
+Batches, events, schedules, templates, workers that pull and Cerebro have theirs in files of their own. Bodies are
+strict (no "5" for 5) and refuse unknown fields by name.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from queue_pg.batch_model import BatchState
 from queue_pg.models import JobState, NewJob, Parent
 from queue_pg.task_model import MAX_OFFSET
 
@@ -280,168 +280,10 @@ class TaskRetryBody(Body):
     max_attempts: Attempts | None = Field(None, description="Attempts from now on; default: as many as it had.")
 
 
-class CallbackBody(Body):
-    """A job that the end of a batch submits. Its payload gets the batch and its counts as `batch`."""
-
-    kind: Name = Field(description="Which handler runs it.", examples=["report"])
-    payload: dict[str, Any] = Field(default_factory=dict[str, Any])
-    queue: Name = "default"
-    priority: Priority = 0
-    delay_seconds: Seconds | None = None
-    max_attempts: Attempts | None = None
-    timeout_seconds: TimeoutSeconds | None = None
-    tags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list[str])
-    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
-    limit_key: Key | None = Field(None, description="Its limit key.")
-    cost: Cost = Field(1, description="Units each attempt takes from a rate.")
-
-    def to_new_job(self) -> NewJob:
-        return NewJob(
-            kind=self.kind,
-            payload=self.payload,
-            queue=self.queue,
-            priority=self.priority,
-            delay=None if self.delay_seconds is None else timedelta(seconds=self.delay_seconds),
-            max_attempts=self.max_attempts,
-            timeout=None if self.timeout_seconds is None else timedelta(seconds=self.timeout_seconds),
-            tags=self.tags,
-            metadata=self.metadata,
-            limit_key=self.limit_key,
-            cost=self.cost,
-        )
-
-
-def parse_callback(value: object) -> object:
-    """Take a bare URL for the webhook to it."""
-    if not isinstance(value, str):
-        return value
-    if not value.lower().startswith(("http://", "https://")):
-        raise ValueError("should be a job, an object with a kind, or the URL of a webhook")
-    return {"kind": "webhook", "payload": {"url": value}}
-
-
-CallbackInput = Annotated[
-    CallbackBody,
-    BeforeValidator(parse_callback),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "format": "uri", "description": "A webhook: POST of the event as JSON."},
-                CallbackBody.model_json_schema(),
-            ]
-        }
-    ),
-]
-
-
-class BatchBody(Body):
-    """A batch to make. Everything may be left out."""
-
-    name: Name | None = Field(None, description="For people; need not be unique.", examples=["import"])
-    on_complete: CallbackInput | None = Field(None, description="Submitted when all jobs have completed.")
-    on_failed: CallbackInput | None = Field(None, description="Submitted when it ended with one failed or cancelled.")
-    on_all: CallbackInput | None = Field(None, description="Submitted when it has ended, whichever way.")
-    on_first_failed: CallbackInput | None = Field(None, description="Submitted as soon as one has failed for good.")
-    metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="Yours; callbacks get it.")
-
-
-class BatchFilter(Query):
-    """Which batches to list, newest first."""
-
-    state: BatchState | None = None
-    name: Name | None = None
-    limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
-    cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
-
-
-class BatchWait(Query):
-    """How long to wait for the batch's end."""
-
-    wait: WaitSeconds = Field(0, description="Answer when the batch has ended, at the latest after this many seconds.")
-
-
-class CloseBody(Body):
-    """No fields."""
-
-
-class RetryFailedBody(Body):
-    max_attempts: Attempts | None = Field(None, description="New limit of each job; default: as it was.")
-    and_cancelled: bool = Field(False, description="Cancelled jobs too.")
-
-
-TemplateName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
-Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
-
-
-class TemplateBody(Body):
-    """A job template. The same again makes no new version."""
-
-    name: TemplateName = Field(examples=["summary"])
-    kind: Name = Field(description="Which handler runs its jobs.", examples=["chat"])
-    payload: Any = Field(
-        default_factory=dict[str, Any],
-        description="With {{ variables.x }} in its strings.",
-        examples=[{"prompt": "Summarise in {{ variables.words }} words: {{ variables.text }}"}],
-    )
-    variables: dict[str, Any] = Field(
-        default_factory=dict[str, Any],
-        description="By name: a type, or an object with it and `default`, `enum`, `minimum`, `maximum`, `max_length`.",
-        examples=[{"text": "string", "words": {"type": "integer", "default": 50}}],
-    )
-    queue: Name = "default"
-    priority: Priority = 0
-    max_attempts: Attempts | None = None
-    timeout_seconds: TimeoutSeconds | None = None
-    limit_key: Key | None = Field(None, description="Their limit key; may hold {{ variables.x }}.")
-    cost: Cost = Field(1, description="Units each attempt takes from a rate.")
-    description: Annotated[str, Field(max_length=2_000)] | None = None
-
-
-class TemplateFilter(Query):
-    """Which templates to list, by name."""
-
-    limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
-    after: TemplateName | None = Field(None, description="The last name of the page before.")
-
-
-class TemplateVersion(Query):
-    version: Version | None = Field(None, description="Default: the newest.")
-
-
-class SubmitTemplateBody(Body):
-    """A job made from a template. What is given here wins over the template's."""
-
-    variables: dict[str, Any] = Field(default_factory=dict[str, Any])
-    version: Version | None = Field(None, description="Default: the newest.")
-    queue: Name | None = None
-    priority: Priority | None = None
-    run_at: Timestamp | None = None
-    delay_seconds: Seconds | None = Field(None, description="Excludes `run_at`.")
-    max_attempts: Attempts | None = None
-    timeout_seconds: TimeoutSeconds | None = None
-    expires_at: Timestamp | None = None
-    unique_key: Key | None = None
-    tags: Annotated[list[Name], Field(max_length=64)] | None = None
-    metadata: dict[str, Any] | None = Field(None, description="Gets `template`: its name and version.")
-    traceparent: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-    batch_id: Id | None = None
-    limit_key: Key | None = None
-    cost: Cost | None = None
-    cache: bool | None = None
-    cache_for_seconds: CacheSeconds | None = None
-    cache_version: Key | None = None
-
-
 Vocabulary = Annotated[
     Literal["zbrain"] | None,
     Field(description="zbrain: `state` is one of Pending, Running, Succeeded, Failed, Retrying, Canceled."),
 ]
-
-
-class SubmitByTemplateBody(SubmitTemplateBody):
-    """A job made from a template, for `POST /jobs`. Kind and payload are the template's."""
-
-    template: TemplateName = Field(examples=["summary"])
 
 
 class JobFilter(Query):
@@ -543,55 +385,6 @@ ErrorInput = Annotated[
 ]
 
 
-class EventsQuery(Query):
-    """Where to begin in a job's events."""
-
-    after: int = Field(0, ge=0, le=2**31 - 1, description="Only events after this number; `Last-Event-ID` wins.")
-    limit: int = Field(1_000, ge=1, le=MAX_PAGE_JOBS, description="Of a JSON page: events at most.")
-    wait: WaitSeconds = Field(0, description="Of a JSON page: answer when there is an event, or after these seconds.")
-
-
-class LogsQuery(Query):
-    """Which lines of a job's log to read."""
-
-    from_seq: int = Field(1, ge=0, le=2**31 - 1, description="Lines with this number or a higher one.")
-    limit: int = Field(100, ge=1, le=MAX_PAGE_JOBS)
-    stream: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(None, description="stdout, stderr, ...")
-
-
-class SocketQuery(Query):
-    """Where a WebSocket begins in a job's events."""
-
-    after: int = Field(0, ge=0, le=2**31 - 1)
-
-
-class TopicsQuery(Query):
-    """What a WebSocket observes."""
-
-    topics: Annotated[str, Field(max_length=32_000)] | None = None
-
-
-class EventInput(Body):
-    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="a-z, then a-z, 0-9 and _ . : -")
-    data: dict[str, Any] = Field(default_factory=dict[str, Any])
-
-
-class AppendBody(Body):
-    lease_token: LeaseToken
-    events: Annotated[list[EventInput], Field(min_length=1, max_length=1_000)]
-
-
-class ProgressBody(Body):
-    lease_token: LeaseToken
-    progress: float | dict[str, Any] = Field(description="A fraction from 0 to 1, or an object.")
-
-
-class LogBody(Body):
-    lease_token: LeaseToken
-    lines: Annotated[list[Annotated[str, Field(max_length=16_000)]], Field(min_length=1, max_length=1_000)]
-    stream: Annotated[str, Field(min_length=1, max_length=64)] = "stdout"
-
-
 class PauseBody(Body):
     until: Timestamp | None = Field(None, description="Resumes by itself then; absent: until resumed.")
 
@@ -601,48 +394,3 @@ class ResumeBody(Body):
 
 
 # Apart from `default`, or queue-pg's own workers would take the jobs from under the workers that pull.
-CEREBRO_QUEUE = "cerebro"
-
-
-def parse_content(value: object) -> object:
-    """Take what every model server takes: a text, or an array of parts."""
-    if isinstance(value, str | list):
-        return cast("object", value)
-    raise ValueError("should be a text or an array of parts" + (", not null" if value is None else ""))
-
-
-MessageContent = Annotated[
-    Any,
-    BeforeValidator(parse_content),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {}}]}),
-]
-
-
-class CerebroMessage(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    role: Annotated[str, Field(min_length=1, max_length=200)]
-    content: MessageContent
-
-
-class CerebroSubmitBody(Body):
-    """A chat job in Cerebro's words."""
-
-    messages: Annotated[list[CerebroMessage], Field(min_length=1)]
-    metadata: dict[str, Any] = Field(default_factory=dict[str, Any], description="`priority` in it orders the job.")
-    queue: Name = CEREBRO_QUEUE
-
-
-class CerebroGetBody(Body):
-    worker: Name | None = None
-    queue: Name = CEREBRO_QUEUE
-
-
-class CerebroCompleteBody(Body):
-    job_id: str
-    result: Any = None
-    status: Literal["completed", "failed"] | None = None
-    error: ErrorInput | None = None
-    lease_token: LeaseToken | None = Field(
-        None, description="From /get_job. May be left out only while the lease is current."
-    )

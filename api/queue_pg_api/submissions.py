@@ -14,7 +14,8 @@ from queue_pg_api.bodies import check_model
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import invalid, json_response, raw_json_response
 from queue_pg_api.rendering import job_json, new_job_json
-from queue_pg_api.schemas import SubmitBody, SubmitByTemplateBody, SubmitTemplateBody
+from queue_pg_api.schemas import SubmitBody
+from queue_pg_api.template_schemas import SubmitByTemplateBody, SubmitTemplateBody
 
 MAX_KEY_LENGTH = 255
 KEY_HEADER = "Idempotency-Key"

@@ -11,12 +11,12 @@ from queue_pg.batch_model import BatchState
 from queue_pg.errors import BatchNotFound, InvalidJob
 from queue_pg.looking import now
 from queue_pg.models import JobState
+from queue_pg_api.batch_schemas import BatchFilter
 from queue_pg_api.bodies import check_model
 from queue_pg_api.errors import invalid, not_found
 from queue_pg_api.pages.forms import whole
 from queue_pg_api.pages.lists import ListPage, asked, pages
 from queue_pg_api.pages.page import Context, Page, Region, Visit
-from queue_pg_api.schemas import BatchFilter
 
 FILTERS = ("state", "name")
 NEWEST = 10

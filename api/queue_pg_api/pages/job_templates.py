@@ -19,7 +19,8 @@ from queue_pg_api.pages.forms import FormState, check_fields, whole
 from queue_pg_api.pages.lists import ListPage, asked, pages
 from queue_pg_api.pages.page import Context, Page, Region, Visit
 from queue_pg_api.rendering import json_or_mark
-from queue_pg_api.schemas import PRIORITY_NAMES, SubmitTemplateBody, TemplateFilter, TemplateVersion
+from queue_pg_api.schemas import PRIORITY_NAMES
+from queue_pg_api.template_schemas import SubmitTemplateBody, TemplateFilter, TemplateVersion
 
 OPTIONS = ("version", "queue", "priority", "unique_key", "delay")
 # A form may have a hundred variables beside its options.

@@ -13,6 +13,7 @@ from queue_pg.callbacks import WEBHOOK
 from queue_pg.errors import BatchNotFound, InvalidJob, WaitTimeout
 from queue_pg.models import NewJob
 from queue_pg_api.answers import BatchActionAnswer, BatchAnswer, BatchesAnswer, JobAnswer
+from queue_pg_api.batch_schemas import BatchBody, BatchFilter, BatchWait, CallbackBody, CloseBody, RetryFailedBody
 from queue_pg_api.bodies import is_ndjson, parse_body, read_body
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import ApiError, json_response
@@ -20,20 +21,9 @@ from queue_pg_api.longpoll import first_of, watching
 from queue_pg_api.rendering import batch_json
 from queue_pg_api.routes.bulk import submit_array, submit_lines
 from queue_pg_api.routes.jobs import SUBMISSION
-from queue_pg_api.schemas import (
-    BatchBody,
-    BatchFilter,
-    BatchWait,
-    CallbackBody,
-    CancelBody,
-    CloseBody,
-    NoBody,
-    NoQuery,
-    RetryFailedBody,
-    SubmitBody,
-    SubmitByTemplateBody,
-)
+from queue_pg_api.schemas import CancelBody, NoBody, NoQuery, SubmitBody
 from queue_pg_api.submissions import idempotency_key, submit_object
+from queue_pg_api.template_schemas import SubmitByTemplateBody
 
 endpoints = Endpoints("Batches")
 

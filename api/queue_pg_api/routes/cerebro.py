@@ -16,20 +16,13 @@ from queue_pg.errors import InvalidTransition, LeaseLost
 from queue_pg.models import ClaimedJob, Job, JobState, NewJob
 from queue_pg.payloads import decode_json
 from queue_pg_api.answers import CerebroJob, CerebroResult, CerebroSubmitted
+from queue_pg_api.cerebro_schemas import CerebroCompleteBody, CerebroGetBody, CerebroSubmitBody
 from queue_pg_api.claim_room import Wanted
 from queue_pg_api.endpoints import CLIENT_GONE, Call, Endpoints, parse_job_id
 from queue_pg_api.errors import invalid, json_response
 from queue_pg_api.longpoll import watching
 from queue_pg_api.rendering import cerebro_result, cerebro_status, stored_error, timestamp
-from queue_pg_api.schemas import (
-    PRIORITY_NAMES,
-    CerebroCompleteBody,
-    CerebroGetBody,
-    CerebroSubmitBody,
-    ErrorDetails,
-    NoBody,
-    NoQuery,
-)
+from queue_pg_api.schemas import PRIORITY_NAMES, ErrorDetails, NoBody, NoQuery
 from queue_pg_api.submissions import idempotency_key, location, traceparent
 
 endpoints = Endpoints("Cerebro")

@@ -9,10 +9,11 @@ from queue_pg.models import EventsRead
 from queue_pg_api.answers import AppendAnswer, EventsAnswer, LogsAnswer
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import invalid, json_response, raw_json_response
+from queue_pg_api.event_schemas import AppendBody, EventsQuery, LogBody, LogsQuery, ProgressBody
 from queue_pg_api.following import EventStream, ended
 from queue_pg_api.longpoll import first_of, watching
 from queue_pg_api.rendering import event_json, log_line_json
-from queue_pg_api.schemas import AppendBody, EventsQuery, LogBody, LogsQuery, NoBody, NoQuery, ProgressBody
+from queue_pg_api.schemas import NoBody, NoQuery
 
 endpoints = Endpoints("Events")
 

@@ -26,9 +26,9 @@ from queue_pg_api.schemas import (
     ReprioritizeBody,
     RetryBody,
     SubmitBody,
-    SubmitByTemplateBody,
 )
 from queue_pg_api.submissions import answer_stored, idempotency_key, submit_object, to_new_job, traceparent
+from queue_pg_api.template_schemas import SubmitByTemplateBody
 
 endpoints = Endpoints("Jobs")
 

@@ -21,10 +21,10 @@ from queue_pg_api.access import acting_org, refuse_foreign_page
 from queue_pg_api.bodies import read_query
 from queue_pg_api.endpoints import parse_job_id
 from queue_pg_api.errors import ApiError, error_response, invalid, translate
+from queue_pg_api.event_schemas import SocketQuery, TopicsQuery
 from queue_pg_api.following import TooSlowError, abort, ended, in_time, pages
 from queue_pg_api.observing import MAX_TOPICS, Observer, parse_topics
 from queue_pg_api.rendering import event_json
-from queue_pg_api.schemas import SocketQuery, TopicsQuery
 from queue_pg_api.service import Service
 
 logger = logging.getLogger(__name__)

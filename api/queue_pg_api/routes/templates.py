@@ -11,15 +11,9 @@ from queue_pg_api.answers import JobAnswer, TemplateAnswer, TemplatesAnswer
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
 from queue_pg_api.rendering import template_json
-from queue_pg_api.schemas import (
-    NoBody,
-    NoQuery,
-    SubmitTemplateBody,
-    TemplateBody,
-    TemplateFilter,
-    TemplateVersion,
-)
+from queue_pg_api.schemas import NoBody, NoQuery
 from queue_pg_api.submissions import idempotency_key, submit_by_template
+from queue_pg_api.template_schemas import SubmitTemplateBody, TemplateBody, TemplateFilter, TemplateVersion
 
 endpoints = Endpoints("Templates")
 

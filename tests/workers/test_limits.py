@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -68,8 +69,11 @@ async def test_five_are_never_six_under_eight_workers_with_kills(
     await conn.execute("select queue_pg.configure(max_lease_losses => 100)")
     await queue.set_limit("key", "five", max_running=MOST_OF_KEY)
     await queue.set_limit("queue", "default", max_running=MOST_OF_QUEUE)
-    keyed = await queue.submit_many([NewJob(kind="take_turn", limit_key="five")] * KEYED)
-    plain = await queue.submit_many([NewJob(kind="take_turn")] * PLAIN)
+    key_gate, queue_gate = (_gate(tmp_path / name) for name in ("key", "queue"))
+    keyed = await queue.submit_many(
+        [NewJob(kind="take_turn", payload={"gate": str(key_gate)}, limit_key="five")] * KEYED
+    )
+    plain = await queue.submit_many([NewJob(kind="take_turn", payload={"gate": str(queue_gate)})] * PLAIN)
     observer = Observer({str(each.id) for each in keyed})
     async with told_pipe(tmp_path) as pipe, AsyncExitStack() as stack:
 
@@ -77,6 +81,15 @@ async def test_five_are_never_six_under_eight_workers_with_kills(
             return await stack.enter_async_context(worker_process(dsn, "limited_tasks", pipe=pipe, env=ENV))
 
         workers = {each.process.pid: each for each in await asyncio.gather(*(start() for _ in range(WORKERS)))}
+        # Both limits are reached, however slowly the workers start: the jobs without the key wait for the queue to be
+        # full, and those with it, which fair shares keep from filling it alone, for their own number.
+        async with asyncio.timeout(30):
+            while observer.most_of_queue < MOST_OF_QUEUE:
+                observer.hear(*await pipe.lines.get())
+            stack.callback(os.close, _opened(queue_gate))
+            while observer.most_of_key < MOST_OF_KEY:
+                observer.hear(*await pipe.lines.get())
+            stack.callback(os.close, _opened(key_gate))
         kills = await _observe(pipe, observer, workers, start)
         for each in [*keyed, *plain]:
             assert (await queue.wait(each.id, 60)).state == "completed"
@@ -91,6 +104,15 @@ async def test_five_are_never_six_under_eight_workers_with_kills(
     assert (observer.most_of_key, observer.most_of_queue) == (MOST_OF_KEY, MOST_OF_QUEUE)
     assert await (await conn.execute("select * from queue_pg.recount_limits()")).fetchall() == []
     assert await (await conn.execute("select sum(running) from queue_pg.limits")).fetchall() == [(0,)]
+
+
+def _gate(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def _opened(gate: Path) -> int:
+    return os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
 
 
 async def _observe(pipe: Pipe, observer: Observer, workers: dict[int, WorkerProcess], start: Start) -> int:

@@ -72,7 +72,7 @@ def all_peers() -> list[Peer]:
             unfinished="select exists (select from pgqueuer)",
             insert="insert into pgqueuer (priority, entrypoint, payload, status)"
             " values (0, 'noop', convert_to(%s::text, 'utf8'), 'queued')",
-            share=0.3,
+            share=1.0,
         ),
         Peer(
             "graphile-worker",

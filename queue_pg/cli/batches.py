@@ -107,19 +107,36 @@ def create(
     on_failed: Callback = None,
     on_all: Callback = None,
     on_first_failed: Callback = None,
+    limit_key: Annotated[
+        str | None, typer.Option(help="Limit key of the callbacks that do not name their own.", show_default=False)
+    ] = None,
+    cost: Annotated[
+        int | None,
+        typer.Option(min=0, help="Units each attempt of a callback takes from a rate; default: 1.", show_default=False),
+    ] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object that callbacks get; JSON, @file or -.")] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make an open batch and print its id; callbacks are submitted at its end. Add jobs with: submit --batch ID."""
+    texts = {
+        "on_complete": on_complete,
+        "on_failed": on_failed,
+        "on_all": on_all,
+        "on_first_failed": on_first_failed,
+    }
+    terms = {name: value for name, value in (("limit_key", limit_key), ("cost", cost)) if value is not None}
+    if terms and all(text is None for text in texts.values()):
+        raise InvalidJob(
+            next(iter(terms)),
+            "is that of callbacks, and the batch has none.",
+            hint="Give it beside --on-complete, --on-failed, --on-all or --on-first-failed.",
+        )
     with open_queue(database_url or _outer(context)[1]) as queue:
         made = queue.create_batch(
             name,
-            on_complete=_callback(on_complete, "on_complete"),
-            on_failed=_callback(on_failed, "on_failed"),
-            on_all=_callback(on_all, "on_all"),
-            on_first_failed=_callback(on_first_failed, "on_first_failed"),
             metadata=None if metadata is None else _object(metadata, "metadata"),
+            **{field: _callback(text, field, terms) for field, text in texts.items()},
         )
     if as_json or _outer(context)[0]:
         print_json(made)
@@ -219,10 +236,20 @@ def _print(batch: Batch, *, as_json: bool) -> None:
     )
 
 
-def _callback(text: str | None, field: str) -> str | dict[str, Any] | None:
-    if text is None or not text.lstrip().startswith(("{", "[", "@", "-")):
-        return text
-    return _object(text, field)
+def _callback(text: str | None, field: str, terms: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a callback as an object with the `terms` that it does not name itself."""
+    if text is None:
+        return None
+    if text.lstrip().startswith(("{", "[", "@", "-")):
+        given = _object(text, field)
+    elif text.lower().startswith(("http://", "https://")):
+        # Imported here: it brings the driver along, which other commands can do without.
+        from queue_pg.callbacks import WEBHOOK
+
+        given = {"kind": WEBHOOK, "payload": {"url": text}}
+    else:
+        given = {"kind": text}
+    return {**given, **{name: value for name, value in terms.items() if given.get(name) is None}}
 
 
 def _object(text: str, field: str) -> dict[str, Any]:

@@ -41,6 +41,22 @@ def test_a_batch_from_its_making_to_its_end(cli: Any, work: Any) -> None:
     assert [(each["id"], each["run"], each["completed"]) for each in found] == [(batch, 2, 4)]
 
 
+def test_limit_keys_of_callbacks(cli: Any) -> None:
+    url = "https://example.org/hooks"
+    [batch] = cli(
+        *("batches", "create", "--limit-key", "tenant-7", "--cost", "3"),
+        *("--on-complete", "report", "--on-failed", url, "--on-first-failed", '{"kind": "alarm", "cost": 0}'),
+        *("--on-all", '{"kind": "tell", "limit_key": "mine", "cost": 2}'),
+    ).ids
+    shown = cli("batch", batch, "--json").json
+    assert [
+        (shown[name]["kind"], shown[name].get("limit_key"), shown[name].get("cost", 1))
+        for name in ("on_complete", "on_failed", "on_first_failed", "on_all")
+    ] == [("report", "tenant-7", 3), ("webhook", "tenant-7", 3), ("alarm", "tenant-7", 0), ("tell", "mine", 2)]
+    assert shown["on_failed"]["payload"] == {"url": url}
+    cli("batches", "close", batch)
+
+
 def test_pages(cli: Any) -> None:
     ids = [cli("batches", "create").ids[0] for _ in range(3)]
     page = cli("batches", "--limit", "2", "--json").json
@@ -60,6 +76,11 @@ def test_pages(cli: Any) -> None:
         (["batches", "create", "--on-all", "[]"], 2, "on_all: must be a JSON object"),
         (["batches", "create", "--on-all", '{"colour": 1}'], 2, "on_all.colour"),
         (["batches", "create", "--metadata", "7"], 2, "metadata: must be a JSON object"),
+        (["batches", "create", "--limit-key", "a"], 2, "limit_key: is that of callbacks, and the batch has none"),
+        (["batches", "create", "--cost", "2"], 2, "cost: is that of callbacks, and the batch has none"),
+        (["batches", "create", "--on-all", "k", "--limit-key", ""], 2, "on_all.limit_key: must have 1 to 255"),
+        (["batches", "create", "--on-all", "k", "--cost", "1000001"], 2, "on_all.cost: must be from 0"),
+        (["batches", "create", "--on-all", ""], 2, "on_all.kind"),
         (["batches", "wait", ABSENT, "--timeout", "x"], 2, "timeout"),
         (["submit", "chat", "--batch", "x"], 2, "batch_id: must be the id of a batch"),
         (["submit", "chat", "--batch", ABSENT], 2, "batch_id: there is no batch"),

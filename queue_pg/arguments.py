@@ -22,6 +22,7 @@ from queue_pg.submission import MAX_ATTEMPTS, seconds
 MAX_PAGE: Final = 1_000
 MAX_EVENT_NUMBER: Final = 2**31 - 1
 _LONGEST: Final = timedelta(days=3_650)
+_MAX_SUBTASK_BYTES: Final = 256 * 1024  # far more than a subtask may have; bounds what is sent
 _LEASE: Final = (timedelta(milliseconds=100), timedelta(days=1))
 
 
@@ -114,6 +115,24 @@ def wait(field: str, value: timedelta | float | None) -> timedelta | None:
     """Return a time to wait, which is not negative."""
     number = seconds(field, value, shortest=timedelta(0), longest=_LONGEST)
     return None if number is None else timedelta(seconds=number)
+
+
+def timeout_seconds(value: timedelta | float | None) -> float | None:
+    """Return the longest run of an attempt in seconds."""
+    return seconds("timeout", value, shortest=timedelta(milliseconds=1), longest=timedelta(days=365))
+
+
+def subtasks(value: Any) -> None:
+    """Refuse what Postgres cannot take as a list of texts; what makes a plan is functions/tasks.sql's business."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidJob("subtasks", "must be a list of texts")
+    found: Sequence[Any] = value
+    if len(found) > MAX_PAGE:
+        raise InvalidJob("subtasks", f"has {len(found):,} entries")
+    for index, text in enumerate(found):
+        if not isinstance(text, str):
+            raise InvalidJob(f"subtasks[{index}]", f"must be a string, not {type(text).__name__}")
+        encode_json(text, field=f"subtasks[{index}]", max_bytes=_MAX_SUBTASK_BYTES)
 
 
 def state(value: JobState | str | None) -> str | None:

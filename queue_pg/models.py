@@ -199,11 +199,12 @@ class Plan:
     """Outcome: the job waits for these subtasks, and is completed with the list of their results.
 
     Each is a job of `kind` in `queue` with the payload {"task_id", "subtask_id", "description", "priority"}. The first
-    that fails for good fails the job.
+    that fails for good fails the job. What is None is as the task that is planned says, else the default: the queue
+    work_queue.
     """
 
     subtasks: Sequence[str]
-    queue: str = "work_queue"
+    queue: str | None = None
     kind: str = "subtask"
     max_attempts: int | None = None
     timeout: timedelta | None = None

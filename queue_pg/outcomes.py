@@ -84,7 +84,9 @@ def encode_result(value: Any, *, max_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> 
 
 
 def _plan(value: Plan) -> str:
-    plan: dict[str, Any] = {"subtasks": list(value.subtasks), "queue": value.queue, "kind": value.kind}
+    plan: dict[str, Any] = {"subtasks": list(value.subtasks), "kind": value.kind}
+    if value.queue is not None:
+        plan["queue"] = value.queue
     if value.max_attempts is not None:
         plan["max_attempts"] = value.max_attempts
     if value.timeout is not None:

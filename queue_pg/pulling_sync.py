@@ -146,6 +146,38 @@ class SyncPulling(ABC):
         with self.connection() as conn:
             return store.cancel_claimed(conn, known, token, arguments.reason(reason))
 
+    def plan(
+        self,
+        job_id: UUID | str,
+        lease_token: int,
+        subtasks: Sequence[str],
+        *,
+        queue: str | None = None,
+        kind: str | None = None,
+        max_attempts: int | None = None,
+        timeout: timedelta | float | None = None,
+    ) -> str:
+        """End an attempt with a plan, as `Plan` does: the job waits for these subtasks; return its new state.
+
+        The other arguments are about the jobs that they become. Raises LeaseLost; InvalidJob naming `subtasks[2]`.
+        """
+        known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
+        arguments.subtasks(subtasks)
+        arguments.check_filters(queue=queue, kind=kind)
+        arguments.max_attempts(max_attempts)
+        seconds = arguments.timeout_seconds(timeout)
+        with self.connection() as conn:
+            return store.plan(
+                conn,
+                known,
+                token,
+                subtasks,
+                queue=queue,
+                kind=kind,
+                max_attempts=max_attempts,
+                timeout_seconds=seconds,
+            )
+
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def save_step(self, job_id: UUID | str, lease_token: int, name: str, result: Any = None) -> None:

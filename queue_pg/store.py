@@ -405,6 +405,29 @@ async def suspend(conn: AsyncConnection[Any], job_id: UUID, lease_token: int) ->
     return str((await _all(conn, "wait", {"id": job_id, "lease_token": lease_token}))[0]["state"])
 
 
+async def plan(
+    conn: AsyncConnection[Any],
+    job_id: UUID,
+    lease_token: int,
+    subtasks: Sequence[str],
+    *,
+    queue: str | None,
+    kind: str | None,
+    max_attempts: int | None,
+    timeout_seconds: float | None,
+) -> str:
+    params = {
+        "id": job_id,
+        "lease_token": lease_token,
+        "subtasks": text_array(subtasks),
+        "queue": queue,
+        "kind": kind,
+        "max_attempts": max_attempts,
+        "timeout_seconds": timeout_seconds,
+    }
+    return str((await _all(conn, "plan", params))[0]["state"])
+
+
 async def cancel_claimed(conn: AsyncConnection[Any], job_id: UUID, lease_token: int, reason: str | None) -> str:
     params = {"id": job_id, "lease_token": lease_token, "reason": reason}
     return str((await _all(conn, "cancel_claimed", params))[0]["state"])

@@ -408,6 +408,29 @@ def suspend(conn: Connection[Any], job_id: UUID, lease_token: int) -> str:
     return str((_all(conn, "wait", {"id": job_id, "lease_token": lease_token}))[0]["state"])
 
 
+def plan(
+    conn: Connection[Any],
+    job_id: UUID,
+    lease_token: int,
+    subtasks: Sequence[str],
+    *,
+    queue: str | None,
+    kind: str | None,
+    max_attempts: int | None,
+    timeout_seconds: float | None,
+) -> str:
+    params = {
+        "id": job_id,
+        "lease_token": lease_token,
+        "subtasks": text_array(subtasks),
+        "queue": queue,
+        "kind": kind,
+        "max_attempts": max_attempts,
+        "timeout_seconds": timeout_seconds,
+    }
+    return str((_all(conn, "plan", params))[0]["state"])
+
+
 def cancel_claimed(conn: Connection[Any], job_id: UUID, lease_token: int, reason: str | None) -> str:
     params = {"id": job_id, "lease_token": lease_token, "reason": reason}
     return str((_all(conn, "cancel_claimed", params))[0]["state"])

@@ -6,18 +6,22 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from queue_pg.task_model import MAX_DESCRIPTION_CHARS
 from queue_pg_api.schemas import (
     MAX_CLAIM_JOBS,
+    Attempts,
     Body,
     ErrorInput,
     LeaseSeconds,
     LeaseToken,
     Name,
     Seconds,
+    TimeoutSeconds,
     Timestamp,
     WaitSeconds,
 )
 
+MAX_SUBTASKS = 100
 MAX_STEP_SECONDS = 10 * 365 * 86_400
 
 
@@ -80,6 +84,22 @@ class WaitForEventBody(Body):
     name: StepName = Field(description="Of the signal.", examples=["approved"])
     timeout_seconds: Annotated[float, Field(ge=0, le=MAX_STEP_SECONDS)] | None = Field(
         None, description="From when it is first reached; absent: no end."
+    )
+
+
+class PlanBody(Body):
+    """What a job is split into."""
+
+    lease_token: LeaseToken
+    subtasks: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION_CHARS)]],
+        Field(min_length=1, max_length=MAX_SUBTASKS, description="What each is to do."),
+    ] = Field(examples=[["Open it", "Read it"]])
+    queue: Name | None = Field(None, description="Default: the task's `subtask_queue`, else `work_queue`.")
+    kind: Name | None = Field(None, description="Which handler runs them. Default: `subtask`.")
+    max_attempts: Attempts | None = Field(None, description="Of each subtask. Default: the task's, else the kind's.")
+    timeout_seconds: TimeoutSeconds | None = Field(
+        None, description="Of each subtask. Default: the task's, else the kind's."
     )
 
 

@@ -36,7 +36,7 @@ $$;
 comment on function queue_pg.rules_plan(text) is 'Splits a description into subtasks by fixed rules.';
 
 -- Refuses what is no plan, and returns how many subtasks it has. A plan is an object of `subtasks` and, of the jobs that they
--- become, `queue`, `kind`, `max_attempts` and `timeout_seconds`.
+-- become, `queue`, `kind`, `max_attempts` and `timeout_seconds`; what is null is as the task says, else the default.
 create or replace function queue_pg.check_plan(plan jsonb) returns integer
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -65,6 +65,20 @@ begin
 end
 $$;
 
+-- What a described task says of its subtasks, for plans that do not. Payloads may be anybody's: what cannot be is left out.
+create or replace function queue_pg.said_of_subtasks(kind text, payload jsonb) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_strip_nulls(jsonb_build_object(
+    'subtask_queue', case when jsonb_typeof(payload -> 'subtask_queue') = 'string'
+      and length(payload ->> 'subtask_queue') between 1 and 200 then payload -> 'subtask_queue' end,
+    'max_attempts', case when payload ->> 'max_attempts' ~ '^([1-9][0-9]{0,2}|1000)$' then payload -> 'max_attempts' end,
+    'timeout_seconds', case when jsonb_typeof(payload -> 'timeout_seconds') = 'number'
+      and payload -> 'timeout_seconds' between '0.001' and '31536000' then payload -> 'timeout_seconds' end))
+  where kind = 'plan'
+$$;
+
 -- Makes the subtasks of a job whose row the caller has locked or just made, and has it wait for them; the caller sees to
 -- its state. They have its priority, tenant and limit, and start with it.
 create or replace function queue_pg.add_subtasks(task_id uuid, plan jsonb) returns void
@@ -78,8 +92,10 @@ declare
   v_count integer := queue_pg.check_plan(plan);
   v_now timestamptz := queue_pg.now();
   v_task queue_pg.jobs;
+  v_said jsonb;
 begin
   select j.* into v_task from queue_pg.jobs j where j.id = add_subtasks.task_id;
+  v_said := queue_pg.said_of_subtasks(v_task.kind, v_task.payload);
   with subtask as materialized (
     select e.ordinality::integer - 1 as nr, e.value #>> '{}' as description,
       queue_pg.uuid7_at(v_now + e.ordinality * interval '1 microsecond') as id
@@ -91,11 +107,11 @@ begin
       traceparent, awaited)
     select s.id, greatest(v_task.run_at, v_now), v_now,
       case when v_task.run_at > v_now then 'scheduled' else 'queued' end::queue_pg.job_state,
-      (plan ->> 'max_attempts')::integer, v_task.cost, v_task.priority, v_task.org,
-      coalesce(plan ->> 'queue', 'work_queue'), coalesce(plan ->> 'kind', 'subtask'),
+      coalesce(plan ->> 'max_attempts', v_said ->> 'max_attempts')::integer, v_task.cost, v_task.priority, v_task.org,
+      coalesce(plan ->> 'queue', v_said ->> 'subtask_queue', 'work_queue'), coalesce(plan ->> 'kind', 'subtask'),
       jsonb_build_object('task_id', v_task.id, 'subtask_id', format('%s-%s', v_task.id, s.nr),
         'description', s.description, 'priority', v_task.priority),
-      (plan ->> 'timeout_seconds')::float8 * interval '1 second', v_task.limit_key, v_task.id, v_task.traceparent, true
+      coalesce(plan ->> 'timeout_seconds', v_said ->> 'timeout_seconds')::float8 * interval '1 second', v_task.limit_key, v_task.id, v_task.traceparent, true
     from subtask s order by s.nr
   )
   insert into queue_pg.dependencies (child_id, name, parent_id, on_unsuccessful, subtask)

@@ -106,6 +106,73 @@ async def test_a_whole_worker_in_plain_http(served: Any, clock: Clock) -> None:
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
 
 
+class Planner:
+    """A planner in another language, and the workers that its subtasks go to."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    async def claim(self, queue: str, kind: str) -> dict[str, Any]:
+        body = {"worker": "go-1", "queues": [queue], "kinds": [kind], "wait": 20}
+        [job] = (await self.http.post("/jobs/claim", json=body)).json()["jobs"]
+        return dict(job)
+
+    async def post(self, job: dict[str, Any], action: str, **body: Any) -> str:
+        path = f"/jobs/{job['id']}/{action}"
+        answer = await self.http.post(path, json={"lease_token": job["lease_token"], **body})
+        assert answer.status_code == 200, (action, answer.text)
+        answers.FinishAnswer.model_validate(answer.json())
+        return str(answer.json()["state"])
+
+
+async def test_a_whole_planner_in_plain_http(served: Any) -> None:
+    """What is described is split by one who knows HTTP alone, and worked off by others who do."""
+    async with httpx.AsyncClient(base_url=served.url, timeout=30) as http:
+        described = {"description": "Read it; sum it up", "planner": "llm", "subtask_queue": "mine"}
+        terms = {"priority": 5, "max_attempts": 2, "timeout_seconds": 90.0, "model": "large"}
+        task = (await http.post("/tasks", json={**described, **terms})).json()
+        pool = Planner(http)
+
+        claimed = await pool.claim("default", "plan")
+        assert (claimed["id"], claimed["payload"]["description"]) == (task["id"], "Read it; sum it up")
+        parts = claimed["payload"]["description"].split("; ")
+        assert await pool.post(claimed, "plan", subtasks=parts) == "waiting"
+        # It counts once: the slot is free and the lease is over.
+        again = await http.post(
+            f"/jobs/{task['id']}/plan", json={"lease_token": claimed["lease_token"], "subtasks": ["x"]}
+        )
+        assert (again.status_code, again.json()["code"], again.json()["state"]) == (409, "lease_lost", "waiting")
+
+        shown = (await http.get(f"/tasks/{task['id']}")).json()
+        assert (shown["status"], shown["subtasks"]) == ("queued", parts)
+        for number, part in enumerate(parts):
+            subtask = await pool.claim("mine", "subtask")
+            assert subtask["payload"] == {
+                "task_id": task["id"],
+                "subtask_id": f"{task['id']}-{number}",
+                "description": part,
+                "priority": 5,
+            }
+            # What the task says of its subtasks holds for those of a plan that does not say otherwise.
+            job = (await http.get(f"/jobs/{subtask['id']}")).json()
+            assert (job["priority"], job["max_attempts"], job["timeout_seconds"]) == (5, 2, 90)
+            assert await pool.post(subtask, "complete", result={"part": number}) == "completed"
+        ended = (await http.get(f"/tasks/{task['id']}")).json()
+        assert (ended["status"], ended["output"]) == ("completed", [{"part": 0}, {"part": 1}])
+        events = (await http.get(f"/jobs/{task['id']}/events", headers={"accept": "application/json"})).json()
+        assert [event["type"] for event in events["events"]] == ["submitted", "started", "planned", "completed"]
+
+
+async def test_any_job_may_be_planned_with_terms_of_its_own(
+    client: httpx.AsyncClient, held: dict[str, Any], claim_one: ClaimOne
+) -> None:
+    terms = {"subtasks": ["a"], "queue": "here", "kind": "piece", "max_attempts": 7, "timeout_seconds": 1.5}
+    answer = await client.post(f"{held['path']}/plan", json={"lease_token": held["lease_token"], **terms})
+    assert answer.json()["state"] == "waiting"
+    [job] = (await client.get("/jobs", params={"queue": "here"})).json()["jobs"]
+    assert (job["kind"], job["max_attempts"], job["timeout_seconds"]) == ("piece", 7, 1.5)
+
+
 # ---- each by itself ---------------------------------------------------------------------------------------------
 
 
@@ -124,6 +191,7 @@ WRITES: dict[str, dict[str, Any]] = {
     "suspend": {},
     "snooze": {"delay_seconds": 5},
     "release": {},
+    "plan": {"subtasks": ["a", "b"]},
     "cancel": {"reason": "enough"},
     "logs": {"lines": ["x"]},
     "progress": {"progress": 0.5},
@@ -193,6 +261,20 @@ async def test_the_database_away_is_503(make_client: Any, action: str) -> None:
         ("snooze", {"delay_seconds": -1}, "delay_seconds"),
         ("suspend", {"name": "a"}, "name"),
         ("release", {"lease_token": "1"}, "lease_token"),
+        ("plan", {}, "subtasks"),
+        ("plan", {"subtasks": "a"}, "subtasks"),
+        ("plan", {"subtasks": []}, "subtasks"),
+        ("plan", {"subtasks": ["a"] * 101}, "subtasks"),
+        ("plan", {"subtasks": ["a", ""]}, "subtasks[1]"),
+        ("plan", {"subtasks": ["a", " \t\n"]}, "subtasks[1]"),
+        ("plan", {"subtasks": ["a", 7]}, "subtasks[1]"),
+        ("plan", {"subtasks": ["x" * 10_001]}, "subtasks[0]"),
+        ("plan", {"subtasks": ["a\x00b"]}, "subtasks[0]"),
+        ("plan", {"subtasks": ["a"], "queue": ""}, "queue"),
+        ("plan", {"subtasks": ["a"], "kind": "x" * 201}, "kind"),
+        ("plan", {"subtasks": ["a"], "max_attempts": 0}, "max_attempts"),
+        ("plan", {"subtasks": ["a"], "timeout_seconds": 0}, "timeout_seconds"),
+        ("plan", {"subtasks": ["a"], "planner": "llm"}, "planner"),
         ("cancel", {"reason": 5}, "reason"),
     ],
 )

@@ -14,6 +14,7 @@ from queue_pg import (
     InvalidJob,
     InvalidTransition,
     JobNotFound,
+    LeaseLost,
     NewJob,
     NewTask,
     Plan,
@@ -418,6 +419,65 @@ async def test_a_handler_may_plan(queue: Queue) -> None:
     assert (ran[1].max_attempts, ran[1].timeout) == (2, timedelta(seconds=7))
     found = await queue.get_task(task.id)
     assert (found.status, found.subtasks, found.output) == ("completed", ["one", "two"], ["ONE", "TWO"])
+
+
+async def test_a_planner_need_not_repeat_what_the_task_says(queue: Queue) -> None:
+    tasks = Tasks()
+
+    @tasks.task(kind="plan")
+    async def by_words(
+        description: str,
+        planner: str,
+        subtask_queue: str,
+        model: str | None = None,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Plan:
+        return Plan(description.split())
+
+    new = NewTask(description="one two", planner="llm", subtask_queue="mine", max_attempts=3, timeout=9, model="m")
+    task = await queue.submit_task(new)
+    await drain(queue, tasks)
+    for subtask in task.subtask_ids:
+        job = (await queue.get_task(subtask)).job
+        assert (job.queue, job.max_attempts, job.timeout) == ("mine", 3, timedelta(seconds=9))
+
+
+@pytest.mark.parametrize(
+    ("subtasks", "options", "field"),
+    [
+        ("a", {}, "subtasks"),
+        (None, {}, "subtasks"),
+        ([], {}, "subtasks"),
+        (["a"] * 101, {}, "subtasks"),
+        (["a"] * 1_001, {}, "subtasks"),
+        (["a", None], {}, "subtasks[1]"),
+        (["a", "  "], {}, "subtasks[1]"),
+        (["a", "b\x00"], {}, "subtasks[1]"),
+        (["x" * 10_101], {}, "subtasks[0]"),
+        (["x" * 300_000], {}, "subtasks[0]"),
+        (["a"], {"queue": 7}, "queue"),
+        (["a"], {"queue": "x" * 201}, "queue"),
+        (["a"], {"kind": ""}, "kind"),
+        (["a"], {"max_attempts": 1_001}, "max_attempts"),
+        (["a"], {"timeout": 0}, "timeout"),
+    ],
+    ids=str,
+)
+async def test_a_pull_worker_s_plan_is_checked(
+    queue: Queue, subtasks: Any, options: dict[str, Any], field: str
+) -> None:
+    task = await queue.submit_task(NewTask(description="Any", planner="llm"))
+    [job] = await queue.claim("w", ["default"])
+    with pytest.raises(InvalidJob) as refused:
+        await queue.plan(job.id, job.lease_token, subtasks, **options)
+    assert refused.value.field == field
+    assert (await queue.get_task(task.id)).status == "running"
+    with pytest.raises(LeaseLost):
+        await queue.plan(job.id, job.lease_token + 1, ["a"])
+    assert await queue.plan(job.id, job.lease_token, ("a", "b"), queue="q", timeout=timedelta(seconds=5)) == "waiting"
+    found = await queue.get_task(task.id)
+    assert (found.status, found.subtasks) == ("queued", ["a", "b"])
 
 
 def test_blocking(dsn: str) -> None:

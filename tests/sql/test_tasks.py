@@ -434,6 +434,40 @@ async def test_a_planned_task_waits_for_its_subtasks(conn: Connection) -> None:
     assert events[2][1] == {"attempt": 1, "worker_id": "w", "subtasks": 2}
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "kept"),
+    [
+        ("plan", {"subtask_queue": "mine", "max_attempts": 7, "timeout_seconds": 2.5}, ("mine", 7, 2.5)),
+        ("plan", {"subtask_queue": "", "max_attempts": 0, "timeout_seconds": 0}, ("work_queue", None, None)),
+        ("plan", {"subtask_queue": 7, "max_attempts": "x", "timeout_seconds": "9"}, ("work_queue", None, None)),
+        ("plan", {"subtask_queue": "x" * 201, "max_attempts": 1e300}, ("work_queue", None, None)),
+        ("plan", {"timeout_seconds": 1e9}, ("work_queue", None, None)),
+        ("plan", "no object", ("work_queue", None, None)),
+        ("plan", ["mine"], ("work_queue", None, None)),
+        ("other", {"subtask_queue": "mine", "max_attempts": 7, "timeout_seconds": 2.5}, ("work_queue", None, None)),
+    ],
+)
+async def test_what_a_plan_does_not_say_the_task_does(
+    conn: Connection, kind: str, said: Any, kept: tuple[Any, ...]
+) -> None:
+    task = await value(conn, "select queue_pg.submit(%s, %s::jsonb)", kind, json.dumps(said))
+    own = {"subtasks": ["a"], "queue": "own", "max_attempts": 4, "timeout_seconds": 8}
+    for plan, expected in (({"subtasks": ["a"]}, kept), (own, ("own", 4, 8))):
+        [[job, token]] = await claim(conn, "default")
+        assert job == task
+        await conn.execute("begin")
+        finish = "select queue_pg.finish_one(%s, %s, 'plan', %s, null, null)"
+        await conn.execute(finish, (task, token, json.dumps(plan)))
+        found = await rows(
+            conn,
+            "select queue, max_attempts, extract(epoch from timeout)::float8 from queue_pg.jobs where parent_id = %s",
+            task,
+        )
+        assert found == [expected]
+        await conn.execute("rollback")
+        await conn.execute("select queue_pg.release(%s, %s)", (task, token))
+
+
 async def test_a_plan_counts_once_and_only_under_the_lease(conn: Connection, clock: Clock) -> None:
     task = await submit(conn, planner="llm")
     [[_, first]] = await claim(conn, "default")

@@ -21,6 +21,7 @@ from queue_pg_api.pull_schemas import (
     FailBody,
     HeartbeatBody,
     LeaseBody,
+    PlanBody,
     SaveStepBody,
     SleepBody,
     SnoozeBody,
@@ -103,6 +104,26 @@ async def release_job(call: Call[NoQuery, LeaseBody]) -> Response:
     """Give the job back to its queue now, as at shutdown; burns no attempt."""
     job_id = call.job_id
     return json_response({"id": str(job_id), "state": await call.queue.release(job_id, call.body.lease_token)})
+
+
+@endpoints.post("/jobs/{id}/plan", answers={200: FinishAnswer}, refuses=WRITE_REFUSALS)
+async def plan_job(call: Call[NoQuery, PlanBody]) -> Response:
+    """End the attempt with a plan: the job waits for these subtasks, and is completed with the list of their results.
+
+    Each is a job with the payload `{"task_id", "subtask_id", "description", "priority"}`. The first that fails for good
+    fails the job.
+    """
+    job_id, body = call.job_id, call.body
+    state = await call.queue.plan(
+        job_id,
+        body.lease_token,
+        body.subtasks,
+        queue=body.queue,
+        kind=body.kind,
+        max_attempts=body.max_attempts,
+        timeout=body.timeout_seconds,
+    )
+    return json_response({"id": str(job_id), "state": state})
 
 
 # ---- steps ------------------------------------------------------------------------------------------------------

@@ -65,6 +65,9 @@ class TemplateLook:
     priority: int
     max_attempts: int | None
     timeout_seconds: float | None
+    caches: bool
+    cache_for_seconds: float | None
+    cache_version: str | None
     names: list[str]
     variables: Any
     description: str | None

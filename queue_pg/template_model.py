@@ -57,13 +57,17 @@ class JobTemplate:
     created_at: datetime
     limit_key: str | None
     cost: int
+    cache: bool | None
+    cache_for: timedelta | None
+    cache_version: str | None
 
 
 def template(row: Mapping[str, Any]) -> JobTemplate:
     """Return the template of a row of sql/templates.sql."""
     found = dict(row)
-    seconds = found.pop("timeout_seconds")
-    found["timeout"] = None if seconds is None else timedelta(seconds=seconds)
+    for name in ("timeout", "cache_for"):
+        seconds = found.pop(f"{name}_seconds")
+        found[name] = None if seconds is None else timedelta(seconds=seconds)
     for name in ("payload", "variables"):
         found[name] = decode_or_mark(found[name])
     return JobTemplate(**found)
@@ -82,7 +86,8 @@ def new_template(
     """Return the parameters of sql/put_template.sql. Raises InvalidJob naming the argument."""
     arguments.check_filters(name=name, description=description)
     given = {key: value for key, value in defaults.items() if value is not None}
-    terms, text = _check(NewJob(kind=kind, payload=payload, **given))
+    new = NewJob(kind=kind, payload=payload, **given)
+    terms, text = _check(new)
     return {
         "name": name,
         "kind": terms.kind,
@@ -95,6 +100,10 @@ def new_template(
         "description": description,
         "limit_key": terms.limit_key,
         "cost": terms.cost,
+        # What does not take part has no terms of it; a submission may ask, and takes these then.
+        "cache": new.cache,
+        "cache_for_seconds": None if new.cache_for is None else new.cache_for.total_seconds(),
+        "cache_version": new.cache_version,
         "org": org,
     }
 
@@ -117,7 +126,9 @@ def encode_options(options: Mapping[str, Any]) -> str:
         if key in given:
             given[key] = arguments.duration(key, given[key])
     made: dict[str, Any] = json.loads(encode_checked(_check(NewJob(kind="template", **given))))
-    # What says that it does not take part in the cache leaves nothing.
+    if given.get("cache") is False:
+        # As such a job has nothing about the cache; the template may ask for it.
+        made["cache"] = False
     names = [_OPTIONS[key] for key in given]
     return json.dumps({name: made[name] for name in names if name in made}, ensure_ascii=False)
 

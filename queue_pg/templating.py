@@ -47,12 +47,16 @@ class AsyncTemplating(ABC):
         timeout: timedelta | float | None = None,
         limit_key: str | None = None,
         cost: int = 1,
+        cache: bool | None = None,
+        cache_for: timedelta | float | None = None,
+        cache_version: str | None = None,
         description: str | None = None,
     ) -> JobTemplate:
         """Store a template and return it: its next version, or the newest if that is the same already.
 
         Strings of `payload` hold {{ variables.x }}; `variables` tells their types by name, as {"topic": "string",
         "words": {"type": "integer", "default": 50, "maximum": 500}}. `limit_key` may hold them too.
+        With `cache`, `cache_for` or `cache_version` its jobs may be answered by identical work (docs/caching.md).
         Raises InvalidJob naming what is wrong.
         """
         params = template_model.new_template(
@@ -68,6 +72,9 @@ class AsyncTemplating(ABC):
                 "timeout": arguments.duration("timeout", timeout),
                 "limit_key": limit_key,
                 "cost": cost,
+                "cache": cache,
+                "cache_for": arguments.duration("cache_for", cache_for),
+                "cache_version": cache_version,
             },
             org=self.org or "default",
         )
@@ -107,6 +114,21 @@ class AsyncTemplating(ABC):
         `options` are those of `submit` and win over the template's. Raises TemplateNotFound, and InvalidJob for a
         variable that is missing, unknown or of the wrong type: `variables.topic`.
         """
+        submitted, _ = await self.submit_from_template(
+            name, variables, version=version, connection=connection, **options
+        )
+        return submitted
+
+    async def submit_from_template(
+        self,
+        name: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        version: int | None = None,
+        connection: Any = None,
+        **options: Any,
+    ) -> tuple[Submitted, bool]:
+        """Do what `submit_template` does, and also tell whether the job asks for the cache."""
         arguments.check_filters(name=name)
         params = {
             "pin": "on" if connection is None else "off",
@@ -123,7 +145,7 @@ class AsyncTemplating(ABC):
         else:
             async with self.connection(unsafe_to_repeat=options.get("unique_key") is None) as conn:
                 [row] = await callers.fetch_async(conn, statement("submit_template"), params)
-        return Submitted(UUID(row["id"]), bool(row["created"]))
+        return Submitted(UUID(row["id"]), bool(row["created"])), bool(row["caches"])
 
     async def _rows(self, conn: AsyncConnection[Any], name: str, params: Mapping[str, Any]) -> builtins.list[DictRow]:
         async with AsyncCursor(conn, row_factory=dict_row) as cursor:

@@ -50,12 +50,16 @@ class SyncTemplating(ABC):
         timeout: timedelta | float | None = None,
         limit_key: str | None = None,
         cost: int = 1,
+        cache: bool | None = None,
+        cache_for: timedelta | float | None = None,
+        cache_version: str | None = None,
         description: str | None = None,
     ) -> JobTemplate:
         """Store a template and return it: its next version, or the newest if that is the same already.
 
         Strings of `payload` hold {{ variables.x }}; `variables` tells their types by name, as {"topic": "string",
         "words": {"type": "integer", "default": 50, "maximum": 500}}. `limit_key` may hold them too.
+        With `cache`, `cache_for` or `cache_version` its jobs may be answered by identical work (docs/caching.md).
         Raises InvalidJob naming what is wrong.
         """
         params = template_model.new_template(
@@ -71,6 +75,9 @@ class SyncTemplating(ABC):
                 "timeout": arguments.duration("timeout", timeout),
                 "limit_key": limit_key,
                 "cost": cost,
+                "cache": cache,
+                "cache_for": arguments.duration("cache_for", cache_for),
+                "cache_version": cache_version,
             },
             org=self.org or "default",
         )
@@ -110,6 +117,21 @@ class SyncTemplating(ABC):
         `options` are those of `submit` and win over the template's. Raises TemplateNotFound, and InvalidJob for a
         variable that is missing, unknown or of the wrong type: `variables.topic`.
         """
+        submitted, _ = self.submit_from_template(
+            name, variables, version=version, connection=connection, **options
+        )
+        return submitted
+
+    def submit_from_template(
+        self,
+        name: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        version: int | None = None,
+        connection: Any = None,
+        **options: Any,
+    ) -> tuple[Submitted, bool]:
+        """Do what `submit_template` does, and also tell whether the job asks for the cache."""
         arguments.check_filters(name=name)
         params = {
             "pin": "on" if connection is None else "off",
@@ -126,7 +148,7 @@ class SyncTemplating(ABC):
         else:
             with self.connection(unsafe_to_repeat=options.get("unique_key") is None) as conn:
                 [row] = callers.fetch_sync(conn, statement("submit_template"), params)
-        return Submitted(UUID(row["id"]), bool(row["created"]))
+        return Submitted(UUID(row["id"]), bool(row["created"])), bool(row["caches"])
 
     def _rows(self, conn: Connection[Any], name: str, params: Mapping[str, Any]) -> builtins.list[DictRow]:
         with Cursor(conn, row_factory=dict_row) as cursor:

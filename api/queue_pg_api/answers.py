@@ -224,6 +224,9 @@ class TemplateAnswer(Answer):
     timeout_seconds: float | None
     limit_key: str | None
     cost: int
+    cache: bool | None
+    cache_for_seconds: float | None
+    cache_version: str | None
     payload: Any
     variables: dict[str, Any]
     description: str | None

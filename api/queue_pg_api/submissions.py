@@ -102,7 +102,7 @@ async def submit_by_template(
         raise invalid("unique_key", f"differs from the {KEY_HEADER} header; give one of them")
     if batch_id is not None and body.batch_id not in (None, batch_id):
         raise invalid("batch_id", "differs from the batch of the path; leave it out")
-    submitted = await call.queue.submit_template(
+    submitted, caches = await call.queue.submit_from_template(
         name,
         body.variables,
         version=body.version,
@@ -125,9 +125,8 @@ async def submit_by_template(
         cache_version=body.cache_version,
     )
     job = await call.queue.get(submitted.id)
-    given = body.cache_for_seconds is not None or body.cache_version is not None
-    caches = submitted.created and (given if body.cache is None else body.cache)
-    return answer_stored(call, job, submitted.created, cache_status=cache_status(job) if caches else None)
+    status = cache_status(job) if caches and submitted.created else None
+    return answer_stored(call, job, submitted.created, cache_status=status)
 
 
 def cache_status(job: Job) -> str:

@@ -47,6 +47,9 @@ class TemplateBody(Body):
     timeout_seconds: TimeoutSeconds | None = None
     limit_key: Key | None = Field(None, description="Their limit key; may hold {{ variables.x }}.")
     cost: Cost = Field(1, description="Units each attempt takes from a rate.")
+    cache: bool | None = Field(None, description="Whether they may be answered by identical work, or share it.")
+    cache_for_seconds: CacheSeconds | None = Field(None, description="How old such an answer may be. Asks for `cache`.")
+    cache_version: Key | None = Field(None, description="Compared too: change it to forget. Asks for `cache`.")
     description: Annotated[str, Field(max_length=2_000)] | None = None
 
 

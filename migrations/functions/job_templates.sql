@@ -120,7 +120,8 @@ $$;
 create or replace function queue_pg.put_template(
   name text, kind text, payload jsonb default '{}', variables jsonb default '{}', queue text default 'default',
   priority integer default 0, max_attempts integer default null, timeout interval default null,
-  description text default null, org text default 'default', limit_key text default null, cost integer default 1)
+  description text default null, org text default 'default', limit_key text default null, cost integer default 1,
+  cache boolean default null, cache_for interval default null, cache_version text default null)
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -131,6 +132,7 @@ declare
   v_variables jsonb := queue_pg.checked_variables(coalesce(nullif(put_template.variables, 'null'), '{}'));
   v_payload jsonb := coalesce(nullif(put_template.payload, 'null'), '{}');
   v_timeout interval := queue_pg.plain_interval(put_template.timeout);
+  v_cache_for interval := queue_pg.plain_interval(put_template.cache_for);
   v_newest queue_pg.job_templates;
   v_unknown text;
 begin
@@ -151,6 +153,10 @@ begin
     perform queue_pg.raise_invalid('limit_key', 'must have 1 to 255 characters');
   elsif put_template.cost not between 0 and 1000000 then
     perform queue_pg.raise_invalid('cost', 'must be from 0 to 1,000,000');
+  elsif not queue_pg.is_duration(v_cache_for, '0', '36500 days') then
+    perform queue_pg.raise_invalid('cache_for', 'must be from 0 to 100 years');
+  elsif length(put_template.cache_version) not between 1 and 255 then
+    perform queue_pg.raise_invalid('cache_version', 'must have 1 to 255 characters');
   end if;
   select p.path into v_unknown from queue_pg.template_paths(v_payload) p
   where not v_variables ? (queue_pg.variable_path(p.path)).name order by p.path limit 1;
@@ -171,18 +177,21 @@ begin
   select t.* into v_newest from queue_pg.job_templates t
   where t.org = v_org and t.name = put_template.name order by t.version desc limit 1;
   if (v_newest.kind, v_newest.payload, v_newest.variables, v_newest.queue, v_newest.priority, v_newest.max_attempts,
-      v_newest.timeout, v_newest.description, v_newest.limit_key, v_newest.cost) is not distinct from
+      v_newest.timeout, v_newest.description, v_newest.limit_key, v_newest.cost, v_newest.cache, v_newest.cache_for,
+      v_newest.cache_version) is not distinct from
     (put_template.kind::queue_pg.kind, v_payload, v_variables, coalesce(put_template.queue, 'default')::queue_pg.queue,
       coalesce(put_template.priority, 0)::smallint, put_template.max_attempts::queue_pg.max_attempts,
       v_timeout::queue_pg.timeout, put_template.description, put_template.limit_key::queue_pg.limit_key,
-      coalesce(put_template.cost, 1)::queue_pg.cost) then
+      coalesce(put_template.cost, 1)::queue_pg.cost, put_template.cache, v_cache_for, put_template.cache_version) then
     return v_newest.version;
   end if;
   insert into queue_pg.job_templates (
-    org, name, version, kind, queue, priority, max_attempts, timeout, payload, variables, description, limit_key, cost)
+    org, name, version, kind, queue, priority, max_attempts, timeout, payload, variables, description, limit_key, cost, cache,
+    cache_for, cache_version)
   values (v_org, put_template.name, coalesce(v_newest.version, 0) + 1, put_template.kind,
     coalesce(put_template.queue, 'default'), coalesce(put_template.priority, 0), put_template.max_attempts, v_timeout,
-    v_payload, v_variables, put_template.description, put_template.limit_key, coalesce(put_template.cost, 1));
+    v_payload, v_variables, put_template.description, put_template.limit_key, coalesce(put_template.cost, 1),
+    put_template.cache, v_cache_for, put_template.cache_version);
   return coalesce(v_newest.version, 0) + 1;
 end
 $$;
@@ -279,6 +288,10 @@ begin
     end if;
     v_known := v_known || jsonb_build_object(v_row.path, v_value);
   end loop;
+  if v_options ->> 'cache_for_seconds' is not null or v_options ->> 'cache_version' is not null then
+    -- Who gives one of them asks, unless it says itself that it does not.
+    v_template.cache := true;
+  end if;
   v_key := coalesce(v_key, queue_pg.render_value(to_jsonb(v_template.limit_key::text), v_known) #>> '{}');
   if length(v_key) not between 1 and 255 then
     perform queue_pg.raise_invalid('limit_key', 'must have 1 to 255 characters when it is filled in');
@@ -286,7 +299,8 @@ begin
   return jsonb_build_object(
     'kind', v_template.kind::text, 'queue', v_template.queue::text, 'priority', v_template.priority,
     'max_attempts', v_template.max_attempts::integer, 'timeout_seconds', extract(epoch from v_template.timeout),
-    'limit_key', v_key, 'cost', v_template.cost::integer)
+    'limit_key', v_key, 'cost', v_template.cost::integer, 'cache', v_template.cache,
+    'cache_for_seconds', extract(epoch from v_template.cache_for), 'cache_version', v_template.cache_version)
     || jsonb_strip_nulls(v_options)
     || jsonb_build_object(
       'org', template_job.org, 'payload', queue_pg.render_value(v_template.payload, v_known),

@@ -81,8 +81,9 @@ def plain(value: Any) -> Any:
         found: dict[str, Any] = {}
         for field in fields(value):
             item = getattr(value, field.name)
-            if isinstance(item, timedelta):
-                found[f"{field.name}_seconds"] = item.total_seconds()
+            # By its type, so that one that is None has the same name.
+            if "timedelta" in str(field.type):
+                found[f"{field.name}_seconds"] = plain(item)
             else:
                 found[field.name] = plain(item)
         return found

@@ -75,6 +75,11 @@ def put(
     timeout: Annotated[str | None, typer.Option(help="How long one attempt may take.")] = None,
     limit_key: Annotated[str | None, typer.Option(help="Their limit key; may hold {{ variables.x }}.")] = None,
     cost: Annotated[int | None, typer.Option(min=0, help="Units each attempt takes from a rate; default: 1.")] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache/--no-cache", help="They take the result of identical work, or share it.")
+    ] = None,
+    cache_for: Annotated[str | None, typer.Option(help="The same, of results at most this old, such as 1h.")] = None,
+    cache_version: Annotated[str | None, typer.Option(help="The same, of work of this version.")] = None,
     description: Annotated[str | None, typer.Option(help="For people.")] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
@@ -92,6 +97,9 @@ def put(
             timeout=optional_duration(timeout, field="timeout"),
             limit_key=limit_key,
             cost=1 if cost is None else cost,
+            cache=cache,
+            cache_for=optional_duration(cache_for, field="cache_for"),
+            cache_version=cache_version,
             description=description,
         )
     if as_json or _outer(context)[0]:
@@ -188,6 +196,9 @@ def _print(template: JobTemplate) -> None:
             ("timeout", template.timeout),
             ("limit key", template.limit_key),
             ("cost", template.cost if template.cost != 1 else None),
+            ("cache", template.cache),
+            ("cache for", template.cache_for),
+            ("cache version", template.cache_version),
             ("description", template.description),
             ("created", template.created_at),
             ("variables", template.variables),

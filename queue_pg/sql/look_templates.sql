@@ -3,7 +3,9 @@
 -- one version, with the variables, and the payload's first characters and its size.
 select
   t.name, t.version, t.kind::text as kind, t.queue::text as queue, t.priority, t.max_attempts::integer as max_attempts,
-  extract(epoch from t.timeout)::float8 as timeout_seconds, array(select jsonb_object_keys(t.variables) limit 12) as names,
+  extract(epoch from t.timeout)::float8 as timeout_seconds,
+  coalesce(t.cache, t.cache_for is not null or t.cache_version is not null) as caches,
+  extract(epoch from t.cache_for)::float8 as cache_for_seconds, t.cache_version, array(select jsonb_object_keys(t.variables) limit 12) as names,
   case when %(name)s::text is not null then left(t.variables::text, 262144) end as variables, t.description, t.created_at, left(d.payload, %(characters)s::integer) as payload,
   octet_length(d.payload) as payload_bytes, queue_pg.now() as now
 from queue_pg.job_templates t

@@ -3,7 +3,8 @@
 select
   t.org, t.name, t.version, t.kind::text as kind, t.queue::text as queue, t.priority, t.max_attempts::integer as max_attempts,
   extract(epoch from t.timeout)::double precision as timeout_seconds, t.payload::text as payload,
-  t.variables::text as variables, t.description, t.created_at, t.limit_key::text as limit_key, t.cost::integer as cost
+  t.variables::text as variables, t.description, t.created_at, t.limit_key::text as limit_key, t.cost::integer as cost,
+  t.cache, extract(epoch from t.cache_for)::double precision as cache_for_seconds, t.cache_version
 from queue_pg.job_templates t
 where (%(org)s::text is null or t.org = %(org)s)
   and (%(name)s::text is null or t.name = %(name)s)

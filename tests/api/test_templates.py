@@ -49,6 +49,30 @@ async def test_from_a_template_to_a_job(client: httpx.AsyncClient) -> None:
     assert (other.status_code, other.json()["code"]) == (422, "unique_key_conflict")
 
 
+async def test_a_template_may_share_results(client: httpx.AsyncClient) -> None:
+    plain = await client.post("/templates", json=TEMPLATE)
+    assert [plain.json()[name] for name in ("cache", "cache_for_seconds", "cache_version")] == [None, None, None]
+    terms = {"cache": True, "cache_for_seconds": 60, "cache_version": "2"}
+    made = await client.post("/templates", json={**TEMPLATE, **terms})
+    assert made.json()["version"] == 2
+    assert {name: made.json()[name] for name in terms} == terms
+    for options, said in (
+        ({}, "queue-pg; fwd=miss"),
+        ({}, "queue-pg; fwd=miss; collapsed"),
+        ({"cache": False}, None),
+        ({"cache_version": "3"}, "queue-pg; fwd=miss"),
+        ({"version": 1}, None),
+        ({"version": 1, "cache_version": "2"}, "queue-pg; fwd=miss; collapsed"),
+    ):
+        body = {"variables": {"topic": "rain"}, **options}
+        for path, fields in (("/templates/summary/submit", {}), ("/jobs", {"template": "summary"})):
+            answer = await client.post(path, json={**body, **fields})
+            assert answer.status_code == 201, answer.text
+            found = answer.headers.get("cache-status")
+            # The second of the two shares what the first does.
+            assert found == (said if said is None or path != "/jobs" else "queue-pg; fwd=miss; collapsed")
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -79,6 +103,11 @@ async def test_wrong_submissions_name_the_field(client: httpx.AsyncClient, body:
         ({"variables": []}, "variables"),
         ({"colour": 1}, "colour"),
         ({"timeout_seconds": 0}, "timeout_seconds"),
+        ({"cache": "yes"}, "cache"),
+        ({"cache_for_seconds": -1}, "cache_for_seconds"),
+        ({"cache_for_seconds": 4e9}, "cache_for_seconds"),
+        ({"cache_version": ""}, "cache_version"),
+        ({"cache_version": "a\x00b"}, "cache_version"),
     ],
 )
 async def test_wrong_templates_name_the_field(client: httpx.AsyncClient, changed: Any, field: str) -> None:

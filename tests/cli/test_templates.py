@@ -23,6 +23,25 @@ def test_from_a_template_to_a_job(cli: Any, work: Any) -> None:
     assert (made.json["payload"]["text"], made.json["queue"]) == ("Hi a=b", "default")
 
 
+def test_a_template_that_shares_results(cli: Any) -> None:
+    terms = ["--cache-for", "1h", "--cache-version", "2"]
+    assert cli("templates", "put", "note", "k", *terms).out == "note version 1\n"
+    assert cli("templates", "put", "note", "k", "--cache").out == "note version 2\n"
+    found = cli("templates", "show", "note", "--version", "1", "--json").json
+    assert (found["cache"], found["cache_for_seconds"], found["cache_version"]) == (None, 3600, "2")
+    # A duration has one name, whether there is one or not.
+    assert (found["timeout_seconds"], "timeout" in found) == (None, False)
+    shown = cli("templates", "show", "note", "--version", "1").out
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith("cache")] == [
+        ["cache", "for"],
+        ["cache", "version"],
+    ]
+    [first] = cli("templates", "submit", "note").ids
+    assert cli("templates", "submit", "note", "--json").json["state"] == "waiting"
+    assert cli("templates", "submit", "note", "--no-cache", "--json").json["state"] == "queued"
+    assert cli("get", first, "--json").json["state"] == "queued"
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
@@ -36,6 +55,8 @@ def test_from_a_template_to_a_job(cli: Any, work: Any) -> None:
         (["put", "a/b", "k"], 2, "name: must have"),
         (["put", "t", "k", "--variables", "[]"], 2, "variables: must be a JSON object"),
         (["put", "t", "k", '"{{ x }}"'], 2, "payload: {{ x }} is no path"),
+        (["put", "t", "k", "--cache-for", "soon"], 2, "cache_for"),
+        (["put", "t", "k", "--cache-version", ""], 2, "cache_version: must have 1 to 255 characters"),
     ],
 )
 def test_refusals(cli: Any, argv: list[str], code: int, said: str) -> None:

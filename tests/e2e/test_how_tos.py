@@ -172,6 +172,10 @@ def test_templates(shell: Shell, folder: Any, dsn: str) -> None:
     assert (stored["name"], stored["version"]) == ("greeting", 1)
     assert (by_curl["payload"], by_curl["priority"]) == ({"prompt": "Greet Ada"}, 10)
     assert folder.json("get", by_command, DATABASE_URL=dsn)["payload"] == {"prompt": "Greet Ada"}
+    [_, *lines] = blocks("templates")
+    version, alone = shell(*lines)
+    assert version == "note version 1"
+    assert folder.json("get", alone, DATABASE_URL=dsn)["payload"] == {"prompt": "short"}
 
 
 def test_workers_and_webhooks(folder: Any, shell: Shell, dsn: str) -> None:
@@ -198,3 +202,12 @@ def test_tasks(folder: Any, shell: Shell, dsn: str) -> None:
     [chained] = shell(block("tasks", "/chain"), job)
     assert (chained["parent_task_id"], chained["prompt"]) == (job, "Shorten this:\n\nYou asked: Hello")
     assert folder.run("wait", planned["id"], "--timeout", "60s", DATABASE_URL=dsn).returncode == 0
+
+
+def test_a_planner_by_curl(folder: Any, shell: Shell, dsn: str) -> None:
+    described = folder.run("tasks", "submit", "The mail", "--planner", "llm", DATABASE_URL=dsn)
+    task = described.stdout.strip()
+    claimed, ended = shell(block("tasks", "/plan"), task)
+    assert [job["id"] for job in claimed["jobs"]] == [task]
+    assert ended == {"id": task, "state": "waiting"}
+    assert folder.json("tasks", "show", f"{task}-1", DATABASE_URL=dsn)["description"] == "Read it"

@@ -12,7 +12,7 @@ import pytest
 
 from queue_pg import InvalidJob, JobState, NewJob, Queue, SyncQueue, store
 from queue_pg.tasks import Tasks
-from queue_pg.testing import drain
+from queue_pg.testing import Clock, drain
 
 
 async def test_the_same_work_is_answered(dsn: str) -> None:
@@ -101,6 +101,53 @@ async def test_templates_take_the_options(dsn: str) -> None:
         assert (await queue.get(first.id)).state is JobState.QUEUED
 
 
+async def test_templates_may_say_it_themselves(dsn: str) -> None:
+    async with Queue(dsn) as queue:
+
+        async def put(**terms: Any) -> int:
+            return (await queue.put_template("note", "k", {"n": 1}, **terms)).version
+
+        assert [await put(), await put(cache_for=60), await put(cache_for=60), await put(cache=True)] == [1, 2, 2, 3]
+        assert await put(cache_version="v", cache_for=timedelta(minutes=1)) == 4
+        assert await put(cache=False, cache_version="v") == 5
+        found = await queue.get_template("note", 4)
+        assert (found.cache, found.cache_for, found.cache_version) == (None, timedelta(seconds=60), "v")
+        assert (await queue.get_template("note")).cache is False
+        first = await queue.submit("k", {"n": 1}, cache=True)
+        versioned = await queue.submit("k", {"n": 1}, cache_version="v")
+        for version, options, waits_for in (
+            (1, {}, None),
+            (1, {"cache": True}, first),
+            (2, {}, first),
+            (2, {"cache": False}, None),
+            (2, {"cache": False, "cache_for": 60}, None),
+            (2, {"cache_version": "v"}, versioned),
+            (3, {}, first),
+            (4, {}, versioned),
+            # The template asks for nothing by itself; whoever does gets its version.
+            (5, {}, None),
+            (5, {"cache": True}, versioned),
+            (5, {"cache_for": 60}, versioned),
+        ):
+            made = await queue.submit_template("note", version=version, **options)
+            job = await queue.get(made.id)
+            held_by = [why.held_by for why in await queue.why_waiting(job.id) if why.reason == "shared"]
+            assert held_by == ([] if waits_for is None else [str(waits_for.id)]), (version, options)
+
+
+async def test_how_old_an_answer_of_a_template_may_be(dsn: str, clock: Clock) -> None:
+    async with Queue(dsn) as queue:
+        await queue.put_template("note", "k", {"n": 1}, cache_for=60)
+        first = await queue.submit_template("note")
+        [claimed] = await queue.claim("w", ["default"])
+        await queue.complete(claimed.id, claimed.lease_token, "made")
+        assert (await queue.get((await queue.submit_template("note")).id)).cached_from == first.id
+        clock.advance(61)
+        for options, answered in (({}, False), ({"cache_for": 3600}, True)):
+            job = await queue.get((await queue.submit_template("note", **options)).id)
+            assert (job.cached_from == first.id) is answered
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -123,6 +170,9 @@ async def test_wrong_input_is_refused_by_name(dsn: str, options: dict[str, Any],
         assert refused.value.field == field
         with pytest.raises(InvalidJob):
             await queue.submit_template("note", {}, **options)
+        with pytest.raises(InvalidJob) as refused:
+            await queue.put_template("note", "k", **options)
+        assert refused.value.field == field
 
 
 async def test_a_job_that_waits_for_others_cannot_ask(dsn: str) -> None:

@@ -150,7 +150,39 @@ async def test_the_sql_of_the_guide_to_templates_runs(conn: psycopg.AsyncConnect
     for block in blocks("templates.md", "sql"):
         await conn.execute(block)
     found = await (await conn.execute("select payload ->> 'prompt' from queue_pg.jobs order by id")).fetchall()
-    assert found == [("Greet the world",), ("Greet Ada",)]
+    assert found == [("Greet the world",), ("Greet Ada",), ("short",)]
+
+
+async def test_templates_share_results_as_the_guide_says(dsn: str) -> None:
+    [block] = [block for block in blocks("templates.md", "python") if "cache_for" in block]
+    put, *submit = re.split(r"^(?=made = )", block, flags=re.MULTILINE)
+    async with Queue(dsn, notify=False) as queue:
+        names: dict[str, Any] = {"queue": queue}
+
+        async def run(line: str) -> Any:
+            code = compile(line, "templates.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            await eval(code, names)  # noqa: S307
+            return names.get("made")
+
+        await run(put)
+        states = [(await queue.get((await run(line)).id)).state for line in [submit[0], *submit]]
+        assert states == ["queued", "waiting", "queued"]
+
+
+async def test_the_planner_of_the_guide_to_tasks_plans(dsn: str) -> None:
+    tasks = Tasks()
+    names: dict[str, Any] = {}
+    [block] = [block for block in blocks("tasks.md", "python") if "by_lines" in block]
+    exec(block, names)  # noqa: S102
+    tasks.add(names["by_lines"])
+    async with Queue(dsn, notify=False) as queue:
+        given = {"planner": "llm", "model": "m", "max_attempts": 2, "timeout": 9.0, "subtask_queue": "mine"}
+        for more in ({"planner": "llm"}, given):
+            task = await queue.submit_task(queue_pg.NewTask(description="one\ntwo", **more))
+            await drain(queue, tasks)
+            assert (await queue.get_task(task.id)).subtasks == ["one", "two"]
+        job = (await queue.get_task(f"{task.id}-0")).job
+        assert (job.queue, job.max_attempts, job.timeout.total_seconds()) == ("mine", 2, 9)
 
 
 async def test_the_sql_of_the_guide_to_tasks_runs(conn: psycopg.AsyncConnection) -> None:

@@ -34,6 +34,9 @@ async def put_template(call: Call[NoQuery, TemplateBody]) -> Response:
         timeout=wanted.timeout_seconds,
         limit_key=wanted.limit_key,
         cost=wanted.cost,
+        cache=wanted.cache,
+        cache_for=wanted.cache_for_seconds,
+        cache_version=wanted.cache_version,
         description=wanted.description,
     )
     where = call.url(f"/templates/{made.name}?version={made.version}")

@@ -122,14 +122,13 @@ def timeout_seconds(value: timedelta | float | None) -> float | None:
     return seconds("timeout", value, shortest=timedelta(milliseconds=1), longest=timedelta(days=365))
 
 
-def subtasks(value: Any) -> None:
+def subtasks(value: Sequence[Any]) -> None:
     """Refuse what Postgres cannot take as a list of texts; what makes a plan is functions/tasks.sql's business."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if isinstance(value, str) or not isinstance(cast(Any, value), Sequence):
         raise InvalidJob("subtasks", "must be a list of texts")
-    found: Sequence[Any] = value
-    if len(found) > MAX_PAGE:
-        raise InvalidJob("subtasks", f"has {len(found):,} entries")
-    for index, text in enumerate(found):
+    if len(value) > MAX_PAGE:
+        raise InvalidJob("subtasks", f"has {len(value):,} entries")
+    for index, text in enumerate(value):
         if not isinstance(text, str):
             raise InvalidJob(f"subtasks[{index}]", f"must be a string, not {type(text).__name__}")
         encode_json(text, field=f"subtasks[{index}]", max_bytes=_MAX_SUBTASK_BYTES)

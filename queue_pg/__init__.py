@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from queue_pg.action_model import ActionResult, JobFilter
 from queue_pg.batch_model import Batch, BatchAction, BatchPage, BatchState
 from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
@@ -82,6 +83,7 @@ except PackageNotFoundError:  # a checkout that nobody installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ActionResult",
     "Artifact",
     "ArtifactCorrupt",
     "ArtifactError",
@@ -111,6 +113,7 @@ __all__ = [
     "JobContext",
     "JobEvent",
     "JobFailed",
+    "JobFilter",
     "JobNotFound",
     "JobState",
     "JobTemplate",

@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import arguments, store
+from queue_pg.acting import AsyncActing
 from queue_pg.artifacts import AsyncArtifacts
 from queue_pg.batching import AsyncBatching
 from queue_pg.bulk import AsyncBulk
@@ -67,6 +68,7 @@ class Queue(
     AsyncTemplating,
     AsyncLimiting,
     AsyncPlanning,
+    AsyncActing,
 ):
     """The queue in one Postgres database.
 
@@ -333,15 +335,21 @@ class Queue(
         parent_id: UUID | str | None = None,
         unique_key: str | None = None,
         rerun_of: UUID | str | None = None,
+        error_code: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
         with_payload: bool = False,
     ) -> Page:
         """Return a page of jobs, newest first; payload and result are None unless `with_payload`.
 
-        Give `page.next_cursor` as `cursor` for the next page. Raises InvalidJob for a bad cursor, limit or filter.
+        `created_after` is inclusive, `created_before` is not. Give `page.next_cursor` as `cursor` for the next page.
+        Raises InvalidJob for a bad cursor, limit or filter.
         """
-        arguments.check_filters(queue=queue, kind=kind, tag=tag, unique_key=unique_key)
+        arguments.check_filters(queue=queue, kind=kind, tag=tag, unique_key=unique_key, error_code=error_code)
+        arguments.aware("created_after", created_after)
+        arguments.aware("created_before", created_before)
         limit = arguments.page_size(limit)
         wanted_state, before = arguments.state(state), arguments.before(cursor)
         batch, parent = arguments.filter_id("batch_id", batch_id), arguments.filter_id("parent_id", parent_id)
@@ -360,6 +368,9 @@ class Queue(
                 parent_id=parent,
                 unique_key=unique_key,
                 rerun_of=origin,
+                error_code=error_code,
+                created_after=created_after,
+                created_before=created_before,
                 before=before,
             )
         return arguments.page(jobs, limit)

@@ -18,6 +18,7 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from queue_pg import arguments, store_sync as store
+from queue_pg.acting_sync import SyncActing
 from queue_pg.artifacts_sync import SyncArtifacts
 from queue_pg.batching_sync import SyncBatching
 from queue_pg.bulk_sync import SyncBulk
@@ -70,6 +71,7 @@ class SyncQueue(
     SyncTemplating,
     SyncLimiting,
     SyncPlanning,
+    SyncActing,
 ):
     """The queue in one Postgres database.
 
@@ -336,15 +338,21 @@ class SyncQueue(
         parent_id: UUID | str | None = None,
         unique_key: str | None = None,
         rerun_of: UUID | str | None = None,
+        error_code: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
         with_payload: bool = False,
     ) -> Page:
         """Return a page of jobs, newest first; payload and result are None unless `with_payload`.
 
-        Give `page.next_cursor` as `cursor` for the next page. Raises InvalidJob for a bad cursor, limit or filter.
+        `created_after` is inclusive, `created_before` is not. Give `page.next_cursor` as `cursor` for the next page.
+        Raises InvalidJob for a bad cursor, limit or filter.
         """
-        arguments.check_filters(queue=queue, kind=kind, tag=tag, unique_key=unique_key)
+        arguments.check_filters(queue=queue, kind=kind, tag=tag, unique_key=unique_key, error_code=error_code)
+        arguments.aware("created_after", created_after)
+        arguments.aware("created_before", created_before)
         limit = arguments.page_size(limit)
         wanted_state, before = arguments.state(state), arguments.before(cursor)
         batch, parent = arguments.filter_id("batch_id", batch_id), arguments.filter_id("parent_id", parent_id)
@@ -363,6 +371,9 @@ class SyncQueue(
                 parent_id=parent,
                 unique_key=unique_key,
                 rerun_of=origin,
+                error_code=error_code,
+                created_after=created_after,
+                created_before=created_before,
                 before=before,
             )
         return arguments.page(jobs, limit)

@@ -102,6 +102,9 @@ async def list_jobs(
     parent_id: UUID | None = None,
     unique_key: str | None = None,
     rerun_of: UUID | None = None,
+    error_code: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
     before: UUID | None = None,
 ) -> list[Job]:
     """Return up to `limit` jobs newest first, those with an id below `before`. Filters that are None don't apply."""
@@ -115,6 +118,9 @@ async def list_jobs(
         "parent_id": parent_id,
         "unique_key": unique_key,
         "rerun_of": rerun_of,
+        "error_code": error_code,
+        "created_after": created_after,
+        "created_before": created_before,
         "before": before,
         "limit": limit,
         "with_payload": with_payload,

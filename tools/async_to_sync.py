@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "store", "schedule_store", "batch_store", "artifact_store", "step_store", "pool", "waiting", "feed", "pulling",
     "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "planning", "limit_store",
-    "limiting", "bulk", "client",
+    "limiting", "action_store", "acting", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
+    "AsyncActing": "SyncActing",
     "AsyncArtifactReader": "SyncArtifactReader",
     "AsyncArtifacts": "SyncArtifacts",
     "AsyncBackground": "SyncBackground",
@@ -53,6 +54,7 @@ NAMES = {
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
     "aclose": "close",
+    "acting": "acting_sync",
     "aclosing": "closing",
     "asynccontextmanager": "contextmanager",
     "batching": "batching_sync",
@@ -101,6 +103,9 @@ LINES = {
         "from collections.abc import Callable, Iterable, Mapping"
     ),
     "from queue_pg import arguments, store": "from queue_pg import arguments, store_sync as store",
+    "from queue_pg import action_store, arguments": (
+        "from queue_pg import action_store_sync as action_store\nfrom queue_pg import arguments"
+    ),
     "from queue_pg import arguments, limit_store": (
         "from queue_pg import arguments\nfrom queue_pg import limit_store_sync as limit_store"
     ),

@@ -21,6 +21,7 @@ from queue_pg_api.errors import ApiError, error_response
 from queue_pg_api.openapi import document
 from queue_pg_api.pages.routes import FrontPage, console_routes
 from queue_pg_api.routes import (
+    actions,
     artifacts,
     batches,
     cerebro,
@@ -45,7 +46,9 @@ def all_endpoints() -> list[Endpoint]:
     """Return every documented endpoint; fixed paths stand before those with an id in the same place."""
     return [
         *pull.claims,
+        *actions.endpoints[:1],
         *jobs.endpoints,
+        *actions.endpoints[1:],
         *steps.endpoints,
         *pull.endpoints,
         *events.endpoints,

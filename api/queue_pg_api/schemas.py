@@ -298,6 +298,9 @@ class JobFilter(Query):
     tag: Name | None = None
     key: Key | None = Field(None, description="The unique key.")
     rerun_of: UUID | None = Field(None, description="Only reruns of this job.")
+    error_code: Name | None = Field(None, description="The `code` of the job's error.")
+    created_after: Timestamp | None = Field(None, description="Submitted then or later.")
+    created_before: Timestamp | None = Field(None, description="Submitted earlier.")
     limit: int = Field(50, ge=1, le=MAX_PAGE_JOBS)
     cursor: str | None = Field(None, max_length=500, description="`next_cursor` of the page before.")
     vocab: Vocabulary = None

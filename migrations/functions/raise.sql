@@ -129,3 +129,13 @@ begin
       'id', id, 'action', 'signal', 'state', state, 'reason', format('its wait for %L has timed out', event))::text;
 end
 $$;
+
+create or replace function queue_pg.raise_not_deleted(id uuid, state text, reason text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP002', message = format('cannot delete job %s: %s', id, reason),
+    detail = jsonb_build_object('id', id, 'action', 'delete', 'state', state, 'reason', reason)::text;
+end
+$$;

@@ -28,7 +28,7 @@ from queue_pg.cli.output import (
     say,
 )
 from queue_pg.cli.root import report
-from queue_pg.cli.values import choice, parse_duration, parse_id, parse_priority
+from queue_pg.cli.values import choice, optional_time, parse_duration, parse_id, parse_priority
 from queue_pg.errors import QueuePgError, WaitTimeout
 from queue_pg.models import JobState
 
@@ -101,6 +101,9 @@ def list_jobs(
     tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs of this batch.")] = None,
     rerun_of: Annotated[str | None, typer.Option(help="Only reruns of this job.")] = None,
+    error_code: Annotated[str | None, typer.Option(help="Only jobs whose error has this code.")] = None,
+    created_after: Annotated[str | None, typer.Option(help="Only jobs submitted at this time or later.")] = None,
+    created_before: Annotated[str | None, typer.Option(help="Only jobs submitted before this time.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many jobs at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
     as_json: JsonFlag = False,
@@ -116,6 +119,9 @@ def list_jobs(
             tag=tag,
             batch_id=batch,
             rerun_of=None if rerun_of is None else parse_id(rerun_of),
+            error_code=error_code,
+            created_after=optional_time(created_after, field="created_after"),
+            created_before=optional_time(created_before, field="created_before"),
             limit=limit,
             cursor=cursor,
         )
@@ -273,25 +279,33 @@ def _all_ids(given: list[str]) -> list[str]:
     return [word for text in given for word in (sys.stdin.read().split() if text == "-" else [text])]
 
 
-def _each(given: list[str], act: Callable[[str], Job], *, as_json: bool, tell_errors: bool = False) -> list[Job]:
-    """Do one action to each job and print it; go on past refusals, and end with the first one when there was any."""
+def each_id(given: list[str], act: Callable[[str], object], *, as_json: bool) -> None:
+    """Do one action to each id; go on past refusals, and end with the first one when there was any."""
     first: QueuePgError | None = None
-    done: list[Job] = []
     ids = _all_ids(given)
     for job_id in ids:
         try:
-            job = act(job_id)
+            act(job_id)
         except QueuePgError as error:
             # A lost database concerns all of them; a refusal only this one.
             if error.exit_code == 5 or len(ids) == 1:
                 raise
             report(error, as_json=as_json)
             first = first or error
-        else:
-            done.append(job)
-            print_json(job, one_line=True) if as_json else print_line(f"{job.id} {job.state}")
-            if tell_errors and not as_json and job.error is not None:
-                say(f"{job.id}: {error_text(job)}")
     if first is not None:
         raise typer.Exit(first.exit_code)
+
+
+def _each(given: list[str], act: Callable[[str], Job], *, as_json: bool, tell_errors: bool = False) -> list[Job]:
+    """Do one action to each job and print it, as `each_id` does."""
+    done: list[Job] = []
+
+    def act_and_print(job_id: str) -> None:
+        job = act(job_id)
+        done.append(job)
+        print_json(job, one_line=True) if as_json else print_line(f"{job.id} {job.state}")
+        if tell_errors and not as_json and job.error is not None:
+            say(f"{job.id}: {error_text(job)}")
+
+    each_id(given, act_and_print, as_json=as_json)
     return done

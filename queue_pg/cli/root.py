@@ -31,6 +31,8 @@ BUILT_IN = {
     "retry": "jobs",
     "reprioritize": "jobs",
     "why": "jobs",
+    "act": "actions",
+    "delete": "actions",
     "artifacts": "artifacts",
     "tasks": "tasks",
     "templates": "templates",

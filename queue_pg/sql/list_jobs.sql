@@ -13,6 +13,9 @@ with live as (
     and (%(parent_id)s::uuid is null or p.parent_id = %(parent_id)s)
     and (%(unique_key)s::text is null or p.unique_key = %(unique_key)s)
     and (%(rerun_of)s::uuid is null or p.rerun_of = %(rerun_of)s)
+    and (%(error_code)s::text is null or p.error ->> 'code' = %(error_code)s)
+    and (%(created_after)s::timestamptz is null or p.created_at >= %(created_after)s)
+    and (%(created_before)s::timestamptz is null or p.created_at < %(created_before)s)
     and (%(before)s::uuid is null or p.id < %(before)s)
   order by p.id desc
   limit %(limit)s::integer
@@ -30,6 +33,9 @@ finished as (
     and (%(parent_id)s::uuid is null or p.parent_id = %(parent_id)s)
     and (%(unique_key)s::text is null or p.unique_key = %(unique_key)s)
     and (%(rerun_of)s::uuid is null or p.rerun_of = %(rerun_of)s)
+    and (%(error_code)s::text is null or p.error ->> 'code' = %(error_code)s)
+    and (%(created_after)s::timestamptz is null or p.created_at >= %(created_after)s)
+    and (%(created_before)s::timestamptz is null or p.created_at < %(created_before)s)
     and (%(before)s::uuid is null or p.id < %(before)s)
   order by p.id desc
   limit %(limit)s::integer

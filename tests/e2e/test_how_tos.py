@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +148,30 @@ def test_batches(folder: Any, shell: Shell, dsn: str, http: Any, api: str) -> No
     assert (ended["state"], ended["completed"], ended["percent"]) == ("completed", 2, 100)
     [callback] = ended["callback_ids"]
     assert http("GET", f"{api}/jobs/{callback}?wait=60").body["result"] == "2 of 2"
+
+
+def test_replay(folder: Any, shell: Shell, dsn: str) -> None:
+    submit(folder, dsn, "send", "{}", "--queue", "mail", "--any-kind")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        fail = (
+            'select queue_pg.fail(c.id, c.lease_token, \'{"code": "timeout"}\', false)'
+            " from queue_pg.claim('w', '{mail}') c"
+        )
+        conn.execute(fail)
+        listed, counted, replayed = shell(block("replay", "dry_run"))
+        assert [len(listed["jobs"]), counted["matched"], replayed["changed"]] == [1, 1, 1]
+        conn.execute(fail)
+    commands, deletions = block("replay", "queue-pg act retry"), block("replay", "queue-pg delete")
+    printed = [each for each in shell(commands) if each]
+    assert printed == [listed["jobs"][0]["id"], "1 job(s) match", "1 job(s) put back"]
+    delete, act, curl = (line.replace("...", "") for line in deletions.splitlines())
+    assert shell(act) == ["0 job(s) deleted"]
+    shell(delete.replace("ID", "<id> --cancel"), printed[0])
+    assert folder.run("get", printed[0], DATABASE_URL=dsn).returncode == 4
+    waiting = submit(folder, dsn, "send", "{}", "--any-kind")
+    assert folder.run("cancel", waiting, DATABASE_URL=dsn).returncode == 0
+    shell(curl, waiting)
+    assert folder.run("get", waiting, DATABASE_URL=dsn).returncode == 4
 
 
 def test_steps(folder: Any, shell: Shell, dsn: str) -> None:

@@ -132,6 +132,24 @@ async def test_the_page_about_steps_runs(conn: psycopg.AsyncConnection) -> None:
     assert await cursor.fetchall() == [({"prompt": "Say hello", "model": "large", "temperature": 0.2},)]
 
 
+async def test_the_guide_to_replaying_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
+    async with Queue(dsn, notify=False) as queue:
+        for _ in range(2):
+            await queue.submit("send", queue="mail")
+            for claimed in await queue.claim("w", ["mail"]):
+                await queue.fail(claimed.id, claimed.lease_token, {"code": "timeout"}, retry=False)
+        code = compile(blocks("replay.md", "python")[0], "replay.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        names: dict[str, Any] = {"queue": queue, "JobFilter": queue_pg.JobFilter}
+        await eval(code, names)  # noqa: S307
+        assert names["result"].changed == 2
+        for claimed in await queue.claim("w", ["mail"], max_jobs=2):
+            await queue.fail(claimed.id, claimed.lease_token, {"code": "timeout"}, retry=False)
+    [block] = blocks("replay.md", "sql")
+    look, act, _ = block.split(";")
+    assert await (await conn.execute(look)).fetchall() == [("timeout", 2)]
+    assert (await (await conn.execute(act)).fetchone() or ())[:2] == (2, 2)
+
+
 async def test_the_sql_of_the_guide_to_batches_runs(conn: psycopg.AsyncConnection) -> None:
     for block in blocks("batches.md", "sql"):
         await conn.execute(block)

@@ -35,6 +35,13 @@ third: completed at once, 'Queues'
 another version: queued
 at work on 2 words
 """,
+    "replay.py": """3 failed for it
+3 put back
+completed sent to ann
+completed sent to bob
+completed sent to cleo
+3 deleted
+""",
     "quickstart.py": """submitted: greet is queued
 result: Hello world
 later: scheduled

@@ -14,13 +14,27 @@ from queue_pg_api.schemas import JobFilter
 
 __all__ = ["DEFAULT_LIMIT", "page"]
 
-FILTERS = ("state", "queue", "kind", "tag", "key", "batch", "parent", "rerun_of")
+FILTERS = (
+    "state",
+    "queue",
+    "kind",
+    "tag",
+    "key",
+    "batch",
+    "parent",
+    "rerun_of",
+    "error_code",
+    "created_after",
+    "created_before",
+)
 
 
 def _checked(visit: Visit) -> JobFilter:
     wanted = check_model(JobFilter, asked(visit, FILTERS))
     try:
-        arguments.check_filters(queue=wanted.queue, kind=wanted.kind, tag=wanted.tag, unique_key=wanted.key)
+        arguments.check_filters(
+            queue=wanted.queue, kind=wanted.kind, tag=wanted.tag, unique_key=wanted.key, error_code=wanted.error_code
+        )
         arguments.before(wanted.cursor)
     except InvalidJob as error:
         raise invalid(error.field, error.reason) from None
@@ -42,6 +56,9 @@ async def table(visit: Visit) -> Context:
             parent_id=wanted.parent,
             unique_key=wanted.key,
             rerun_of=wanted.rerun_of,
+            error_code=wanted.error_code,
+            created_after=wanted.created_after,
+            created_before=wanted.created_before,
             before=arguments.before(wanted.cursor),
         )
         shown = arguments.page(jobs, wanted.limit)

@@ -13,6 +13,7 @@ PATHS: Final = {
     "job": "/console/jobs/{id}",
     "cancel": "/console/jobs/{id}/cancel",
     "retry": "/console/jobs/{id}/retry",
+    "replay": "/console/replay",
     "chain": "/console/jobs/{id}/chain",
     "rerun": "/console/jobs/{id}/rerun",
     "signal": "/console/jobs/{id}/signal",

@@ -86,6 +86,9 @@ async def list_jobs(call: Call[JobFilter, NoBody]) -> Response:
         parent_id=wanted.parent,
         unique_key=wanted.key,
         rerun_of=wanted.rerun_of,
+        error_code=wanted.error_code,
+        created_after=wanted.created_after,
+        created_before=wanted.created_before,
         limit=wanted.limit,
         cursor=wanted.cursor,
     )

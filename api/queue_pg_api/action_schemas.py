@@ -1,0 +1,86 @@
+"""Bodies, queries and answers of actions on many jobs, and of the deletion of one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from queue_pg.action_model import JobFilter
+from queue_pg.models import JobState
+from queue_pg_api.answers import Answer
+from queue_pg_api.schemas import Attempts, Body, Id, Key, Name, Priority, Query, Timestamp
+
+
+class ActionFilter(Body):
+    """Which jobs: those to which all that is given applies, with the words of `GET /jobs`."""
+
+    all: Literal[True] | None = Field(None, description="Every job. Alone; without it an empty filter is refused.")
+    state: JobState | None = Field(None, strict=False)
+    kind: Name | None = None
+    queue: Name | None = None
+    org: Name | None = None
+    batch: Id | None = None
+    parent: Id | None = None
+    tag: Name | None = None
+    key: Key | None = Field(None, description="The unique key.")
+    rerun_of: Id | None = None
+    error_code: Name | None = Field(None, description="The `code` of the job's error.")
+    created_after: Timestamp | None = Field(None, description="Submitted then or later.")
+    created_before: Timestamp | None = Field(None, description="Submitted earlier.")
+
+    def to_filter(self) -> JobFilter:
+        return JobFilter(
+            state=self.state,
+            kind=self.kind,
+            queue=self.queue,
+            tag=self.tag,
+            batch_id=self.batch,
+            parent_id=self.parent,
+            unique_key=self.key,
+            rerun_of=self.rerun_of,
+            error_code=self.error_code,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            all=self.all or False,
+        )
+
+
+class ActionBody(Body):
+    """An action, and the jobs it is for."""
+
+    action: Literal["cancel", "retry", "reprioritize", "delete"] = Field(
+        description="`cancel` and `reprioritize` are for unfinished jobs, `retry` for failed ones (or cancelled ones, "
+        "if the filter has that state), `delete` for those that have ended."
+    )
+    filter: ActionFilter
+    dry_run: bool = Field(False, description="True: only count the jobs that match.")
+    reason: Annotated[str, Field(max_length=2_000)] | None = Field(None, description="Beside `cancel`.")
+    priority: Priority | None = Field(None, description="Beside `reprioritize`.")
+    max_attempts: Attempts | None = Field(None, description="Beside `retry`; default: as many as each had.")
+    fresh: bool = Field(False, description="Beside `retry`: do the steps again that they have finished.")
+    cursor: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="`cursor` of an answer with `done` false: go on there."
+    )
+
+
+class DeleteQuery(Query):
+    """Whether a job may be deleted that has not ended."""
+
+    cancel: bool = Field(False, description="Cancel it first when it has not ended.")
+
+
+class ActionAnswer(Answer):
+    """What an action on many jobs has done."""
+
+    action: str
+    dry_run: bool
+    matched: int = Field(description="Jobs that match, and that the action is for.")
+    changed: int
+    skipped: dict[str, int] = Field(
+        description="The others by reason: `locked` by a transaction, `gone` (changed meanwhile), `same_priority`, "
+        "`awaited` (a waiting child may need its result).",
+        examples=[{"locked": 1}],
+    )
+    done: bool = Field(description="False: it took too long. Send the request again with `cursor`.")
+    cursor: str | None

@@ -1,0 +1,62 @@
+"""Actions on many jobs and the deletion of one as seen by the library: one function a statement, as in store.py.
+
+`action_store_sync.py` is generated from this file by tools/async_to_sync.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import DictRow, dict_row
+
+from queue_pg.action_model import ActionBite
+from queue_pg.statements import statement
+
+
+async def _all(conn: AsyncConnection[Any], name: str, params: Mapping[str, Any]) -> list[DictRow]:
+    async with AsyncCursor(conn, row_factory=dict_row) as cursor:
+        await cursor.execute(statement(name), params)
+        return await cursor.fetchall()
+
+
+async def act_on_jobs(
+    conn: AsyncConnection[Any],
+    action: str,
+    filter: str,  # noqa: A002
+    *,
+    org: str | None,
+    reason: str | None,
+    priority: int | None,
+    max_attempts: int | None,
+    fresh: bool,
+    dry_run: bool,
+    max_jobs: int,
+    after: UUID | None,
+    as_of: datetime | None,
+) -> ActionBite:
+    """Do one bite of an action; `filter` is JSON text."""
+    params = {
+        "action": action,
+        "filter": filter,
+        "org": org,
+        "reason": reason,
+        "priority": priority,
+        "max_attempts": max_attempts,
+        "fresh": fresh,
+        "dry_run": dry_run,
+        "max_jobs": max_jobs,
+        "after": after,
+        "as_of": as_of,
+    }
+    [row] = await _all(conn, "act_on_jobs", params)
+    return ActionBite(**{**row, "skipped": json.loads(row["skipped"])})
+
+
+async def delete(conn: AsyncConnection[Any], job_id: UUID, *, cancel: bool, org: str | None) -> bool:
+    """Delete a job; False: no such job in this org. One that may not be deleted raises QP002."""
+    return bool(await _all(conn, "delete", {"id": job_id, "cancel": cancel, "org": org}))

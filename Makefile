@@ -5,7 +5,7 @@
 # PYTHON names an interpreter:   make demo PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-on lint types check bench snapshot lock
+.PHONY: help setup demo test test-on lint types check faults faults-short bench snapshot lock
 
 PYTHON ?=
 ARGS ?=
@@ -15,7 +15,7 @@ RUN = .venv/bin/python -m
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  make %-9s %s\n' "$$target" "$$text"; done
+		printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 setup: ## Install everything for development into .venv
 	@$(SETUP) dev
@@ -44,6 +44,14 @@ types: ## Check types with mypy and pyright, both strict
 	@$(RUN) basedpyright
 
 check: lint types test ## All of lint, types and test
+
+faults: ## Break everything for hours and account for every job; ARGS="F1 F5 --seed 7" chooses
+	@$(SETUP) dev
+	@$(RUN) tests.faults $(ARGS)
+
+faults-short: ## The same, a few hits of each fault (four minutes); make test has it
+	@$(SETUP) dev
+	@$(RUN) pytest -n auto --maxprocesses 8 tests/faults $(ARGS)
 
 bench: ## Measure queue-pg against its peers (20 minutes) and write docs/benchmarks.md; ARGS=drain runs one measure
 	@$(SETUP) dev

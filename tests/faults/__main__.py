@@ -1,0 +1,49 @@
+"""The command: `python -m tests.faults [FAULT..] [--seed N] [--short] [--folder PATH]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from tests.faults.arena import Verdict, run
+from tests.faults.plan import FAULTS
+
+
+def main() -> int:
+    """Run faults one after the other; return 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="FAULT", help="such as F1; all without")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of everything that is random")
+    parser.add_argument("--short", action="store_true", help="a few hits each, in minutes instead of hours")
+    parser.add_argument("--folder", type=Path, default=Path(".faults"), help="where ledgers and verdicts go")
+    arguments = parser.parse_args()
+    names = {fault.name for fault in FAULTS}
+    if unknown := set(arguments.names) - names:
+        parser.error(f"there are no faults {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
+    logging.disable()  # applications that tell of an outage are not the news here
+    failed = False
+    for fault in FAULTS:
+        if arguments.names and fault.name not in arguments.names:
+            continue
+        folder = arguments.folder / f"{fault.name}-{arguments.seed}{'-short' if arguments.short else ''}"
+        if (folder / "verdict.json").exists():
+            continue  # an interrupted invocation goes on with the same seed
+        verdict = run(fault, seed=arguments.seed, folder=folder, size=fault.short if arguments.short else fault.full)
+        _say(fault.title, verdict)
+        failed = failed or bool(verdict.violations)
+    return 1 if failed else 0
+
+
+def _say(title: str, verdict: Verdict) -> None:
+    words = "  ".join(f"{name} {value:g}" for name, value in {**verdict.hits, **verdict.figures}.items())
+    sys.stdout.write(f"{verdict.fault} {title}, {verdict.seconds:g} s: {words}\n")
+    for violation in verdict.violations[:20]:
+        sys.stdout.write(f"  BROKEN {violation}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

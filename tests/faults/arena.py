@@ -1,0 +1,222 @@
+"""One run: a server, workers and applications of its own; faults, then peace, then the account."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from queue_pg.schema import migrate
+from tests.faults import ledgers
+from tests.faults.checker import Expectation, Violation, check
+from tests.faults.fleet import Fleet
+from tests.faults.postgres import Postgres
+from tests.faults.producers import Producer
+
+HEAL_SECONDS: Final = 60.0
+LIVE: Final = "select count(*) from queue_pg.jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of a fault: `hits` disturbances, and jobs for as long as it lasts at `rate` a second and producer."""
+
+    hits: int
+    rate: float = 150.0
+    workers: int = 3
+    concurrency: int = 8
+    job_seconds: float = 0.02
+
+
+@dataclass(slots=True)
+class Arena:
+    """What a fault is given to work with."""
+
+    folder: Path
+    size: Size
+    random: random.Random
+    postgres: Postgres
+    fleet: Fleet
+    numbers: itertools.count[int]
+    hits: Counter[str] = field(default_factory=Counter[str])
+    figures: dict[str, float] = field(default_factory=dict[str, float])
+    violations: list[Violation] = field(default_factory=list[Violation])
+    producers: list[Producer] = field(default_factory=list[Producer])
+    recoveries: list[float] = field(default_factory=list[float])
+    # None: any worker may lose leases. Else only those that the fleet has disturbed.
+    blames: bool = False
+    may_remain: Sequence[str] = ()
+    caps: dict[str, tuple[Sequence[int], int]] = field(default_factory=dict[str, tuple[Sequence[int], int]])
+
+    # How far each file of effects has been read, and how many ends were in it.
+    _ended: dict[Path, tuple[int, int]] = field(default_factory=dict[Path, tuple[int, int]])
+
+    def produce(self, *, keyed: bool, dsn: str | None = None, **options: Any) -> Producer:
+        """Start an application that submits until peace comes."""
+        options.setdefault("payload", {"seconds": self.size.job_seconds})
+        options.setdefault("rate", self.size.rate)
+        producer = Producer(dsn or self.postgres.dsn, self.folder, self.numbers, keyed=keyed, **options)
+        producer.start()
+        self.producers.append(producer)
+        return producer
+
+    def acked(self) -> int:
+        """Return how many submissions have been acknowledged so far."""
+        return sum(producer.acked for producer in self.producers)
+
+    def until(self, condition: Callable[[], Any], what: str, *, seconds: float = 60.0) -> None:
+        """Wait for something that other processes do. Raises TimeoutError, which fails the run."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"never happened: {what}")
+            for producer in self.producers:
+                if producer.failure is not None:
+                    raise producer.failure
+            time.sleep(0.01)
+
+    def progress(self, jobs: int = 10) -> None:
+        """Wait until so many more jobs have been done; its seconds are a recovery."""
+        begin = time.monotonic()
+        target = self.done() + jobs
+        self.until(lambda: self.done() >= target, f"{jobs} more jobs are done")
+        self.recoveries.append(time.monotonic() - begin)
+
+    def done(self) -> int:
+        """Return how many jobs have ended, as the ledger of the handlers knows; the server may be away."""
+        for path in self.folder.glob("effects-*.jsonl"):
+            read, found = self._ended.get(path, (0, 0))
+            with path.open("rb") as file:
+                file.seek(read)
+                new = file.read()
+            # Whole lines only.
+            new = new[: new.rfind(b"\n") + 1]
+            self._ended[path] = (read + len(new), found + new.count(b'["end"'))
+        return sum(found for _, found in self._ended.values())
+
+    def violate(self, invariant: str, text: str, job: str = "-") -> None:
+        """Note a broken promise that the ledgers do not show."""
+        self.violations.append(Violation(invariant, job, text))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row of the plan. `disturb` does its worst with an arena and returns when it has had its hits."""
+
+    name: str
+    title: str
+    disturb: Callable[[Arena], None]
+    short: Size
+    full: Size
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run came to. `seconds` is how long it took."""
+
+    fault: str
+    seed: int
+    seconds: float
+    hits: Mapping[str, int]
+    figures: Mapping[str, float]
+    violations: Sequence[str]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
+    """Run one fault in `folder`, which keeps the ledgers and the logs."""
+    folder.mkdir(parents=True)
+    begin = time.monotonic()
+    postgres = Postgres(folder / "postgres", fault.settings)
+    postgres.start()
+    violations: list[Violation] = []
+    try:
+        migrate(postgres.dsn)
+        ledgers.install(postgres.dsn)
+        fleet = Fleet(postgres.dsn, folder, size.workers, {"WORKER_CONCURRENCY": str(size.concurrency)})
+        arena = Arena(folder, size, random.Random(seed), postgres, fleet, itertools.count(1))
+        with ExitStack() as stack:
+            stack.enter_context(fleet)
+            try:
+                fault.disturb(arena)
+            finally:
+                for producer in arena.producers:
+                    producer.stop()
+            _heal(arena)
+        evidence = ledgers.read_evidence(folder, postgres.dsn)
+        account = check(
+            evidence,
+            Expectation(
+                excused=fleet.disturbed if arena.blames else None,
+                may_remain=arena.may_remain,
+                caps=arena.caps,
+                dead_at_ns=fleet.dead_at_ns,
+            ),
+        )
+        violations = [*arena.violations, *account.violations, *_coverage(arena)]
+        recoveries = arena.recoveries or [0.0]
+        figures: dict[str, float] = {
+            **account.figures,
+            **arena.figures,
+            "recovery_p50_s": round(statistics.median(recoveries), 3),
+            "recovery_max_s": round(max(recoveries), 3),
+            "shutdown_max_s": round(max(fleet.stop_seconds, default=0.0), 3),
+        }
+        verdict = Verdict(
+            fault.name,
+            seed,
+            round(time.monotonic() - begin, 1),
+            dict(arena.hits),
+            figures,
+            [str(one) for one in violations],
+        )
+    finally:
+        postgres.stop()
+        # The ledgers remain; 100 MB of server do not.
+        shutil.rmtree((folder / "postgres" / "cluster").resolve(), ignore_errors=True)
+    (folder / "verdict.json").write_text(verdict.as_json())
+    return verdict
+
+
+def _heal(arena: Arena) -> None:
+    """Peace: the server is there, as many workers as there should be, and time for every job to end."""
+    arena.postgres.start()
+    arena.fleet.fill()
+    try:
+        arena.until(lambda: _live(arena) == 0, "every job has ended", seconds=HEAL_SECONDS)
+    except TimeoutError as error:
+        arena.violate("L1", str(error))
+    codes = arena.fleet.stop()
+    if set(codes) != {0}:
+        arena.violate("L2", f"workers ended with {codes}")
+
+
+def _live(arena: Arena) -> int | None:
+    with suppress(psycopg.OperationalError), psycopg.connect(arena.postgres.dsn, autocommit=True) as connection:
+        [count] = connection.execute(
+            "select count(*) from queue_pg.jobs where state::text <> all (%s)", (list(arena.may_remain),)
+        ).fetchone() or [None]
+        return count
+    return None
+
+
+def _coverage(arena: Arena) -> list[Violation]:
+    """A run that has hit nothing proves nothing."""
+    if not arena.hits:
+        return [Violation("coverage", "-", "nothing was disturbed")]
+    missed = [name for name, count in arena.hits.items() if count == 0]
+    return [Violation("coverage", "-", f"never happened: {name}") for name in missed]

@@ -1,0 +1,264 @@
+"""The account of a run: every invariant, held against the ledgers alone.
+
+The names S1 to S8 and L1 are those of docs/reliability.md. What may happen to a job is read from docs/states.md, so the
+checker knows nothing that a reader does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.faults.ledgers import ACKED, FAILED, UNKNOWN, Edge, Evidence, Run, Stored
+
+STATES_PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "states.md"
+_ROW: Final = re.compile(r"^\| (\w+) \| \w+(?: \([^)]+\))? \| (\w+) \| (?:same|\+1|-1|0) \| ", re.MULTILINE)
+LEGAL: Final = frozenset((row[1], row[2]) for row in _ROW.finditer(STATES_PAGE.read_text()))
+BEGINNINGS: Final = frozenset({"queued", "scheduled", "waiting", "completed"})
+ENDS: Final = frozenset({"completed", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A promise that a run has broken, and for which job."""
+
+    invariant: str
+    job: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} {self.job}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a run may look like. `excused`: the worker ids that were killed, stopped or cut off, None when any may lose
+    a lease. `may_remain`: states besides the ends that jobs may rest in. `caps`: limit name to (numbers of its jobs,
+    most at once)."""
+
+    excused: Collection[str] | None = None
+    may_remain: Collection[str] = ()
+    caps: Mapping[str, tuple[Collection[int], int]] = field(default_factory=dict[str, tuple[Collection[int], int]])
+    dead_at_ns: Mapping[int, int] = field(default_factory=dict[int, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of all jobs."""
+
+    figures: Mapping[str, int]
+    violations: Sequence[Violation]
+
+
+def check(evidence: Evidence, expectation: Expectation) -> Account:
+    """Hold a run that has come to rest against every invariant."""
+    edges: dict[str, list[Edge]] = defaultdict(list)
+    for edge in evidence.edges:
+        edges[edge.job].append(edge)
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for run in evidence.runs:
+        runs[run.job].append(run)
+    violations = [
+        *_submissions(evidence),
+        *(found for job, own in edges.items() for found in _history(job, own)),
+        *_rows(evidence.stored, edges),
+        *_executions(runs, edges),
+        *_losses(evidence.edges, expectation.excused),
+        *_unique(evidence.stored),
+        *_rest(evidence.stored, expectation.may_remain),
+        *_caps(evidence.runs, expectation),
+    ]
+    words = Counter(submission.word for submission in evidence.submissions)
+    extra = sum(max(0, len(own) - 1) for own in runs.values())
+    unexplained = sum(violation.invariant == "S5" for violation in violations)
+    figures = {
+        "jobs": len(evidence.stored),
+        "acked": words[ACKED],
+        "failed": words[FAILED],
+        "unknown": words[UNKNOWN],
+        "executions": len(evidence.runs),
+        "cut_short": sum(run.end_ns is None for run in evidence.runs),
+        "leases_lost": sum(_is_loss(own, index) for own in edges.values() for index in range(len(own))),
+        "lost": len({violation.job for violation in violations if violation.invariant in {"S1", "L1"}}),
+        "duplicates_explained": extra - min(extra, unexplained),
+        "duplicates_unexplained": unexplained,
+    }
+    return Account(figures, violations)
+
+
+def _submissions(evidence: Evidence) -> Iterator[Violation]:
+    """S1: what was acknowledged is there, once. S2: what was refused is not; of what nobody knows, one at most is."""
+    stored: dict[int, list[Stored]] = defaultdict(list)
+    for job in evidence.stored:
+        if job.number is not None:
+            stored[job.number].append(job)
+    for submission in evidence.submissions:
+        rows = stored[submission.number]
+        name = submission.id or f"number {submission.number}"
+        if submission.word == ACKED and [row.id for row in rows] != [submission.id]:
+            yield Violation("S1", name, f"was acknowledged; stored: {[row.id for row in rows]}")
+        elif submission.word == FAILED and rows:
+            yield Violation("S2", name, f"was refused; stored: {[row.id for row in rows]}")
+        elif submission.word == UNKNOWN and len(rows) > 1:
+            yield Violation("S2", name, f"was submitted once; stored: {[row.id for row in rows]}")
+    known = {submission.number for submission in evidence.submissions}
+    for number, rows in stored.items():
+        if number not in known:
+            yield Violation("S2", rows[0].id, "nobody has submitted it")
+
+
+def _history(job: str, edges: Sequence[Edge]) -> Iterator[Violation]:
+    """S3: every change is a legal one. S4: one end for each life, by the newest lease. S6: leases do not overlap."""
+    state: str | None = None
+    token = 0
+    removed: Edge | None = None
+    for edge in edges:
+        if removed is not None and edge.xid != removed.xid:
+            yield Violation("S3", job, f"was removed as {removed.before} and is nowhere")
+            removed = None
+            state = None
+        match edge.what:
+            case "made":
+                if (state is not None and state not in ENDS) or edge.after not in BEGINNINGS:
+                    yield Violation("S3", job, f"was made as {edge.after} while it was {state}")
+                if state is not None and (state, edge.after) not in LEGAL:
+                    yield Violation("S3", job, f"went from {state} to {edge.after}")
+                state = edge.after
+            case "changed" | "renewed":
+                if edge.before != state:
+                    yield Violation("S3", job, f"was {state} and changed as {edge.before}")
+                if edge.what == "changed" and edge.before != edge.after and (edge.before, edge.after) not in LEGAL:
+                    yield Violation("S3", job, f"went from {edge.before} to {edge.after}")
+                if edge.what == "changed" and edge.after == "running" and edge.token <= token:
+                    yield Violation("S6", job, f"was claimed with token {edge.token} after {token}")
+                if edge.after != "running" and edge.token != token:
+                    yield Violation("S4", job, f"token went from {token} to {edge.token} without a claim")
+                state = edge.after
+            case "removed":
+                removed = edge
+            case "ended":
+                if (state or "queued", edge.after) not in LEGAL and not (state is None and edge.after in BEGINNINGS):
+                    yield Violation("S3", job, f"ended as {edge.after} while it was {state}")
+                if state in ENDS:
+                    yield Violation("S4", job, f"ended as {edge.after} after it had ended as {state}")
+                if edge.token != token:
+                    yield Violation("S4", job, f"ended with token {edge.token}, its newest is {token}")
+                state, removed = edge.after, None
+            case "taken back":
+                if edge.before != state or state not in ENDS:
+                    yield Violation("S3", job, f"was taken back as {edge.before} while it was {state}")
+            case _:
+                yield Violation("S3", job, f"its end was {edge.what}")
+        token = max(token, edge.token)
+    if removed is not None:
+        yield Violation("S3", job, f"was removed as {removed.before} and is nowhere")
+
+
+def _rows(stored: Sequence[Stored], edges: Mapping[str, Sequence[Edge]]) -> Iterator[Violation]:
+    """S4: what a row says is what its last edge said, and a result is of the lease that ended it."""
+    seen: set[str] = set()
+    for job in stored:
+        if job.id in seen:
+            yield Violation("S4", job.id, "is there twice")
+        seen.add(job.id)
+        own = edges.get(job.id)
+        if not own:
+            yield Violation("S3", job.id, "came into being unnoticed")
+            continue
+        last = next((edge for edge in reversed(own) if edge.after is not None), own[-1])
+        if (last.after, max(edge.token for edge in own)) != (job.state, job.token):
+            yield Violation("S4", job.id, f"is {job.state} with token {job.token}; its last edge: {last.after}")
+        if job.state == "completed" and job.told is not None and job.told != job.token:
+            yield Violation("S4", job.id, f"was ended by token {job.token} with the result of {job.told}")
+    for job_id, own in edges.items():
+        if job_id not in seen and own[-1].what != "removed":
+            yield Violation("S1", job_id, f"was {own[-1].after} and is gone")
+
+
+def _executions(runs: Mapping[str, Sequence[Run]], edges: Mapping[str, Sequence[Edge]]) -> Iterator[Violation]:
+    """S5: each execution has a lease of its own; one more than the first follows the end of the lease before."""
+    for job, own in runs.items():
+        history = edges.get(job, ())
+        claimed = {edge.token for edge in history if edge.what == "changed" and edge.after == "running"}
+        given_up = {
+            edge.token
+            for edge in history
+            if edge.what == "changed" and edge.before == "running" and edge.after != "running"
+        }
+        for token, times in Counter(run.token for run in own).items():
+            if token not in claimed:
+                yield Violation("S5", job, f"ran with token {token}, which no claim gave")
+            if times > 1:
+                yield Violation("S5", job, f"ran {times} times with token {token}")
+        tokens = sorted({run.token for run in own})
+        for earlier, later in itertools.pairwise(tokens):
+            if earlier not in given_up and not any(edge.what == "taken back" for edge in history):
+                yield Violation("S5", job, f"ran with token {later}; nothing has ended the lease {earlier}")
+
+
+def _is_loss(own: Sequence[Edge], index: int) -> bool:
+    return (
+        index > 0
+        and own[index].what in {"changed", "removed"}
+        and own[index].before == "running"
+        and (own[index].losses > own[index - 1].losses)
+    )
+
+
+def _losses(edges: Sequence[Edge], excused: Collection[str] | None) -> Iterator[Violation]:
+    """S6: a lease is taken away only when it is over, and (where that is known) only from those who were disturbed."""
+    last: dict[str, Edge] = {}
+    for edge in edges:
+        before = last.get(edge.job)
+        last[edge.job] = edge
+        if before is None or edge.before != "running" or edge.losses <= before.losses:
+            continue
+        if edge.lease_before is None or edge.at < edge.lease_before:
+            yield Violation("S6", edge.job, f"lease {edge.token} was taken away before it was over")
+        if excused is not None and before.worker is not None and before.worker not in excused:
+            yield Violation("S5", edge.job, f"lease {edge.token} was taken from {before.worker}, whom nobody disturbed")
+
+
+def _unique(stored: Sequence[Stored]) -> Iterator[Violation]:
+    """S8: a unique key names one job."""
+    owners: dict[str, str] = {}
+    for job in stored:
+        if job.unique_key is not None and owners.setdefault(job.unique_key, job.id) != job.id:
+            yield Violation("S8", job.id, f"has the unique key {job.unique_key} of {owners[job.unique_key]}")
+
+
+def _rest(stored: Sequence[Stored], may_remain: Collection[str]) -> Iterator[Violation]:
+    """L1: in the end every job has ended."""
+    for job in stored:
+        if job.live and job.state not in may_remain:
+            yield Violation("L1", job.id, f"is still {job.state}")
+
+
+def _caps(runs: Sequence[Run], expectation: Expectation) -> Iterator[Violation]:
+    """S7: never more at once than allowed. What a killed process ran was over when it was killed."""
+    for name, (numbers, most) in expectation.caps.items():
+        moments: list[tuple[int, int, str]] = []
+        for run in runs:
+            if run.number not in numbers:
+                continue
+            end = run.end_ns or expectation.dead_at_ns.get(run.pid)
+            if end is not None:
+                moments += [(run.begin_ns, 1, run.job), (end, -1, run.job)]
+        running = 0
+        for _, step, job in sorted(moments, key=lambda moment: moment[:2]):
+            running += step
+            if running > most:
+                yield Violation("S7", job, f"is number {running} of limit {name}, which allows {most}")
+
+
+def describe(violations: Sequence[Any], *, most: int = 20) -> str:
+    """Return the first of them for a person to read."""
+    lines = [str(violation) for violation in violations[:most]]
+    if len(violations) > most:
+        lines.append(f"... and {len(violations) - most} more")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""The tasks that run under faults: each says when it begins and when it ends, in a file of its process's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from queue_pg.tasks import current_job, task
+from tests.faults.ledgers import LineFile
+
+
+@cache
+def _effects(pid: int) -> LineFile:
+    return LineFile(Path(os.environ["FAULTS_FOLDER"], f"effects-{pid}.jsonl"), durable=False)
+
+
+def note(word: str, n: int) -> None:
+    """Write a line about the job that runs here. It outlives the process, not the machine."""
+    job = current_job()
+    _effects(os.getpid()).write(word, n, str(job.job_id), job.lease_token, os.getpid(), time.monotonic_ns())
+
+
+@task
+async def work(n: int, seconds: float = 0.0) -> dict[str, Any]:
+    """Take some time and return the lease that did it."""
+    note("begin", n)
+    await asyncio.sleep(seconds)
+    note("end", n)
+    return {"token": current_job().lease_token}
+
+
+@task
+async def block(n: int, seconds: float) -> dict[str, Any]:
+    """Hold the event loop all the time, as careless code does."""
+    note("begin", n)
+    time.sleep(seconds)  # noqa: ASYNC251 - that is what it is for
+    note("end", n)
+    return {"token": current_job().lease_token}
+
+
+@task
+async def die(n: int) -> None:
+    """Take the whole process along, as broken native code does."""
+    note("begin", n)
+    os.kill(os.getpid(), 11)
+
+
+@task
+async def shout(n: int, what: str) -> None:
+    """Fail with a message that is hard to store."""
+    note("begin", n)
+    messages = {"nul": "a\0b", "surrogate": "a\ud800b", "huge": "x" * 10_000_000, "bytes": "\udcff\udcfe"}
+    note("end", n)
+    raise RuntimeError(messages[what])

@@ -1,0 +1,125 @@
+"""Worker processes as users start them, which come and go."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+STOP_SECONDS: Final = 40.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process and the id that its leases bear."""
+
+    id: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has come to work, or to an end."""
+        return self.process.poll() is not None or b" serves " in self.log.read_bytes()
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Keeps `size` workers running; whoever was disturbed is remembered."""
+
+    dsn: str
+    folder: Path
+    size: int
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    target: str = "tests.faults.fault_tasks"
+    workers: list[Worker] = field(default_factory=list[Worker])
+    disturbed: set[str] = field(default_factory=set[str])
+    dead_at_ns: dict[int, int] = field(default_factory=dict[int, int])
+    stop_seconds: list[float] = field(default_factory=list[float])
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def fill(self) -> None:
+        """Start what is missing."""
+        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
+        while len(self.workers) < self.size:
+            self.workers.append(self.start())
+
+    def start(self, dsn: str | None = None, **environment: str) -> Worker:
+        """Start one more, which is not counted among the fleet's."""
+        name = f"w{next(self._numbers)}"
+        log = self.folder / f"worker-{name}.log"
+        everything = {
+            **os.environ,
+            "DATABASE_URL": dsn or self.dsn,
+            "WORKER_ID": name,
+            "FAULTS_FOLDER": str(self.folder),
+            "LOG_LEVEL": "INFO",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "LEASE_SECONDS": "2",
+            **self.environment,
+            **environment,
+        }
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "queue_pg.cli", "worker", self.target],
+                cwd=ROOT, env=everything, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        return Worker(name, process, log)
+
+    def kill(self, worker: Worker) -> None:
+        """Kill one with all it has started."""
+        self.disturbed.add(worker.id)
+        worker.process.kill()
+        worker.process.wait()
+        self.dead_at_ns[worker.pid] = time.monotonic_ns()
+
+    def freeze(self, worker: Worker) -> None:
+        """Stop one as it stands, as a machine does that runs out of memory or a hypervisor that moves it."""
+        self.disturbed.add(worker.id)
+        worker.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self, worker: Worker) -> None:
+        """Let it go on where it was."""
+        worker.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> list[int]:
+        """Ask all to end and return their exit codes; whoever does not is killed and counts as -9."""
+        # One that is still being loaded knows of no orderly end.
+        deadline = time.monotonic() + STOP_SECONDS
+        while not all(worker.serves for worker in self.workers) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for worker in self.workers:
+            worker.process.send_signal(signal.SIGCONT)
+            worker.process.terminate()
+        begin = time.monotonic()
+        codes: list[int] = []
+        for worker in self.workers:
+            try:
+                codes.append(worker.process.wait(max(0.1, begin + STOP_SECONDS - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                codes.append(worker.process.wait())
+            self.stop_seconds.append(time.monotonic() - begin)
+        self.workers = []
+        return codes
+
+    def __enter__(self) -> Fleet:
+        self.fill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.process.kill()
+            worker.process.wait()

@@ -1,0 +1,110 @@
+"""A Postgres of a run's own, durable, that can be killed, kept down and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from benchmarks import proc
+from queue_pg.embedded.cluster import PASSWORD_FILE, make_cluster
+from queue_pg.embedded.programs import available_versions, child_environment, programs_for, server_account
+
+START_SECONDS: Final = 60.0
+# Not what a test of correctness is about: no waiting for disks that nobody pulls the plug of. A killed server loses
+# nothing that was written, flushed or not; what would be lost with `synchronous_commit` off was never written.
+SETTINGS: Final = {
+    "max_connections": "200",
+    "max_wal_size": "1GB",
+    "restart_after_crash": "on",
+    "log_min_messages": "warning",
+    "deadlock_timeout": "100ms",
+}
+
+
+class Postgres:
+    """The server of one run, with its data in `folder`."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.kills = 0
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        version, home = max(available_versions().items(), key=lambda item: int(item[0]))
+        self._account = server_account(folder / "cluster")
+        self._programs = programs_for(self._account, home)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_cluster(folder, account=self._account, programs=self._programs, version=int(version), durable=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+
+    @property
+    def dsn(self) -> str:
+        """Where it is, and stays."""
+        password = (self.folder / "cluster" / PASSWORD_FILE).read_text().strip()
+        return f"postgresql://postgres:{password}@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections; one that starts already is waited for."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if self._process is None or self._process.poll() is not None:
+                self._launch()
+            with suppress(psycopg.OperationalError):
+                psycopg.connect(self.dsn, connect_timeout=5).close()
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server does not start: {(self.folder / 'server.log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Kill it and all its children at once, as losing power does to processes."""
+        if self._process is None:
+            return
+        for one in proc.tree(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self.kills += 1
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGTERM smart, SIGINT fast, SIGQUIT immediate."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait()
+            self._process = None
+
+    def execute(self, statement: str, parameters: Any = None) -> Sequence[tuple[Any, ...]]:
+        """Run one statement on a connection of its own."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def _launch(self) -> None:
+        settings = {"listen_addresses": "127.0.0.1", "port": str(self._port), "unix_socket_directories": ""}
+        command = [str(self._programs / "postgres"), "-D", str((self.folder / "cluster").resolve())]
+        for name, value in (settings | self._settings).items():
+            command += ["-c", f"{name}={value}"]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=child_environment(),
+                user=self._account.uid,
+                group=self._account.gid,
+                extra_groups=None if self._account.uid is None else [],
+                start_new_session=True,
+            )

@@ -1,0 +1,93 @@
+"""The checker is itself checked: a run in order is clean, and each kind of disorder is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.checker import LEGAL, Expectation, check
+from tests.faults.ledgers import ACKED, FAILED, UNKNOWN, Edge, Evidence, Run, Stored, Submission
+
+BEGAN = Edge(1, 10.0, 1, "a", "made", None, "queued", 0, 0, None, None, None)
+CLAIMED = Edge(2, 11.0, 2, "a", "changed", "queued", "running", 1, 0, "w1", None, 12.0)
+LOST = Edge(3, 12.5, 3, "a", "changed", "running", "queued", 1, 1, None, 12.0, None)
+AGAIN = Edge(4, 13.0, 4, "a", "changed", "queued", "running", 2, 1, "w2", None, 14.0)
+REMOVED = Edge(5, 13.5, 5, "a", "removed", "running", None, 2, 1, "w2", 14.0, None)
+ENDED = Edge(6, 13.5, 5, "a", "ended", None, "completed", 2, 1, "w2", None, None)
+ROW = Stored("a", 7, "completed", 2, 1, 2, "key", live=False)
+
+# A worker lost a lease, another did the job.
+CLEAN = Evidence(
+    submissions=[Submission(7, ACKED, "a"), Submission(8, FAILED), Submission(9, UNKNOWN)],
+    runs=[Run(7, "a", 1, 100, 0, None), Run(7, "a", 2, 101, 5, 9)],
+    edges=[BEGAN, CLAIMED, LOST, AGAIN, REMOVED, ENDED],
+    stored=[ROW],
+)
+WATCHFUL = Expectation(excused={"w1"}, caps={"one": ({7}, 1)}, dead_at_ns={100: 3})
+
+
+def test_a_run_in_order_is_clean_and_counted() -> None:
+    account = check(CLEAN, WATCHFUL)
+    assert account.violations == []
+    assert account.figures == {
+        "jobs": 1, "acked": 1, "failed": 1, "unknown": 1, "executions": 2, "cut_short": 1, "leases_lost": 1, "lost": 0,
+        "duplicates_explained": 1, "duplicates_unexplained": 0,
+    }  # fmt: skip
+
+
+def test_the_legal_changes_are_those_of_the_page() -> None:
+    assert ("running", "completed") in LEGAL
+    assert ("completed", "queued") not in LEGAL
+    assert len(LEGAL) > 15
+
+
+def edges(*changed: Edge, without: tuple[Edge, ...] = ()) -> Callable[[Evidence], Evidence]:
+    """Return a change of the evidence: edges in place of those with their numbers, and some taken away."""
+
+    def tamper(evidence: Evidence) -> Evidence:
+        by_seq = {edge.seq: edge for edge in evidence.edges if edge not in without} | {
+            edge.seq: edge for edge in changed
+        }
+        return replace(evidence, edges=[by_seq[seq] for seq in sorted(by_seq)])
+
+    return tamper
+
+
+DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
+    "an acknowledged row dropped": ("S1", lambda e: replace(e, stored=[])),
+    "an acknowledged number under two ids": ("S1", lambda e: replace(e, stored=[ROW, replace(ROW, id="b")])),
+    "a refused submission stored": ("S2", lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=8)])),
+    "an unknown submission stored twice": (
+        "S2",
+        lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=9), replace(ROW, id="c", number=9)]),
+    ),
+    "a job that nobody submitted": ("S2", lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=77)])),
+    "a change that is not legal": ("S3", edges(replace(LOST, after="waiting"), replace(AGAIN, before="waiting"))),
+    "a row written over after its end": ("S3", edges(replace(ENDED, seq=7, what="rewritten", before="completed"))),
+    "a row removed without an end": ("S3", edges(without=(ENDED,))),
+    "a state flipped": ("S4", lambda e: replace(e, stored=[replace(ROW, state="failed")])),
+    "two ends": ("S4", edges(replace(ENDED, seq=7, xid=6))),
+    "an end by a stale lease": ("S4", edges(replace(ENDED, token=1))),
+    "a result of another lease": ("S4", lambda e: replace(e, stored=[replace(ROW, told=1)])),
+    "an execution doubled": ("S5", lambda e: replace(e, runs=[*e.runs, e.runs[1]])),
+    "an execution without a claim": ("S5", lambda e: replace(e, runs=[*e.runs, replace(e.runs[1], token=3)])),
+    "a lease that nothing ended": (
+        "S5",
+        edges(replace(AGAIN, before="running"), without=(LOST,)),
+    ),
+    "a lease taken from whom nobody disturbed": ("S5", edges(replace(CLAIMED, worker="w2"))),
+    "a lease taken away too early": ("S6", edges(replace(LOST, at=11.5))),
+    "a token given twice": ("S6", edges(replace(AGAIN, token=1))),
+    "more at once than allowed": ("S7", lambda e: replace(e, runs=[e.runs[0], replace(e.runs[1], begin_ns=2)])),
+    "a unique key of two jobs": ("S8", lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=9)])),
+    "a job that never ended": ("L1", lambda e: replace(e, stored=[replace(ROW, live=True, state="running")])),
+}
+
+
+@pytest.mark.parametrize("name", DISORDER)
+def test_each_disorder_is_seen(name: str) -> None:
+    invariant, tamper = DISORDER[name]
+    found = {violation.invariant for violation in check(tamper(CLEAN), WATCHFUL).violations}
+    assert invariant in found, f"found: {found or 'nothing'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,18 @@ def allowed(templates: str, *argv: str, **env: str) -> bool:
             ["p a", "p a/b.c", "p ./a", "p ..a", "p a..b"],
             ["p /a", "p ..", "p ../a", "p a/../b", "p a/..", "p -a"],
         ),
-        ("p --o={x:path}", ["p --o=a"], ["p --o=/etc", "p --o=../a"]),
+        (
+            # To programs `label:@f` is a text read from f, `host:f` on another machine, `@f` more arguments.
+            "p {x:path}",
+            ["p ./label:@f", "p a/b:c", "p a@b", "p a~", "p ./@f"],
+            ["p label:@/etc/passwd", "p host:f", "p @f", "p '|id'", "p ~", "p ~root/x", "p data:x/y"],
+        ),
+        ("p {x:path...}", ["p a b"], ["p a @f"]),
+        ("p --o={x:path}", ["p --o=a"], ["p --o=/etc", "p --o=../a", "p --o=@f", "p --o=msl:f"]),
+        ("p {a:path}:{b:path}", ["p a:b"], ["p a:/b", "p a:b:c"]),
+        ("p {a}-{b}", ["p x-y", "p x-y-z"], ["p x-", "p --y"]),
+        ("p {a}={n:int}.{b}.png", ["p k=1.x.png", "p k=a=1.x.y.png"], ["p k=.x.png", "p k=1..png", "p k=1.x"]),
+        ("p {a}{b}", ["p xy"], ["p x", "p -x"]),
         (
             "p {x:url}",
             ["p http://a", "p https://a.b:80/c?d=e#f"],
@@ -75,6 +87,22 @@ def test_what_fits(template: str, good: list[str], bad: list[str]) -> None:
         assert allowed(template, *shlex.split(line)), line
     for line in bad:
         assert not allowed(template, *shlex.split(line)), line
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("p {a}x{b}.png", "x" * 40_000),
+        ("p {a}x{b}x{c}.png", "x" * 2_500),
+        ("p {a}{b}.png", "x" * 40_000),
+        ("p {a}{n:int}y", "1" * 40_000),
+    ],
+)
+def test_a_long_word_is_refused_as_quickly_as_a_short_one(template: str, word: str) -> None:
+    """Words come from whoever submits, and who looks at them cannot keep the worker's leases meanwhile."""
+    began = time.process_time()
+    assert not allowed(template, "p", word)
+    assert time.process_time() - began < 1
 
 
 def test_variables_are_the_templates_business() -> None:

@@ -10,6 +10,7 @@ runs if that fits a template word by word. No value of a slot can become an opti
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,11 @@ class Slot:
     may_be_option: bool = False
     repeat: str = ""
 
+    @property
+    def is_free(self) -> bool:
+        """Whether its pattern finds text of any length and sort."""
+        return self.pattern in (_ANYTHING, _ANYTHING_OR_NOTHING)
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -58,8 +64,14 @@ class Word:
 
     @classmethod
     def of(cls, parts: Sequence[str | Slot]) -> Word:
-        found = "".join(re.escape(part) if isinstance(part, str) else f"({part.pattern})" for part in parts)
-        return cls(tuple(parts), re.compile(found, re.DOTALL))
+        found = [re.escape(part) if isinstance(part, str) else f"({part.pattern})" for part in parts]
+        free = [place for place, part in enumerate(parts) if isinstance(part, Slot) and part.is_free]
+        # A slot that takes any text ends where what follows it is found first, and no other end is tried: a word is
+        # somebody else's and may be long, and with every end of several slots tried it would take for ever.
+        for start, after in itertools.pairwise(free):
+            found[start] = f"(?>{found[start]}"
+            found[after - 1] += ")"
+        return cls(tuple(parts), re.compile("".join(found), re.DOTALL))
 
     @property
     def slots(self) -> list[Slot]:
@@ -303,6 +315,11 @@ class _Parser:
 
 _Made = tuple[str, Check, bool]
 _ANYTHING: Final = ".+?"
+_ANYTHING_OR_NOTHING: Final = ".*?"
+# More digits than a number may have, so that what is too long can be said, and a bound on what is looked at.
+_DIGITS: Final = "[0-9]{1,101}"
+# What programs take at the beginning of a file name for something else: a list of arguments, a program, a home.
+_NO_FILE: Final = "@|~"
 
 
 def _no_arguments(name: str, given: str | None) -> None:
@@ -318,7 +335,7 @@ def _str(given: str | None) -> _Made:
 def _any(given: str | None) -> _Made:
     _no_arguments("any", given)
     # The empty word too: whoever writes `any` trusts whoever submits.
-    return ".*?", lambda _: None, True
+    return _ANYTHING_OR_NOTHING, lambda _: None, True
 
 
 def _number(name: str, pattern: str, given: str | None, read: Callable[[str], float]) -> _Made:
@@ -343,11 +360,11 @@ def _number(name: str, pattern: str, given: str | None, read: Callable[[str], fl
 
 
 def _int(given: str | None) -> _Made:
-    return _number("int", r"-?[0-9]+", given, int)
+    return _number("int", f"-?{_DIGITS}", given, int)
 
 
 def _float(given: str | None) -> _Made:
-    return _number("float", r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", given, float)
+    return _number("float", rf"-?{_DIGITS}(?:\.{_DIGITS})?(?:[eE][+-]?{_DIGITS})?", given, float)
 
 
 def _path(given: str | None) -> _Made:
@@ -356,7 +373,13 @@ def _path(given: str | None) -> _Made:
     def check(value: str) -> str | None:
         if value.startswith("/"):
             return "is an absolute path; paths are relative to the workspace"
-        return "leads out of the workspace" if ".." in value.split("/") else None
+        first, *others = value.split("/")
+        if ".." in (first, *others):
+            return "leads out of the workspace"
+        if value[0] in _NO_FILE or ":" in first:
+            # `label:@/etc/passwd` makes a picture of that file, `host:file` is one of another machine.
+            return f"may be no file to the program: it begins with {first[:30]!r}; begin it with './'"
+        return None
 
     return _ANYTHING, check, False
 

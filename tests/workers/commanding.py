@@ -86,3 +86,21 @@ def _wait(left: dict[int, int], seconds: float) -> list[int]:
         ready, _, _ = select.select(list(left.values()), [], [], patience)
         left = {pid: descriptor for pid, descriptor in left.items() if descriptor not in ready}
     return list(left)
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int, word: str) -> list[int]:
+    """Return the children of a process in whose command line a word stands."""
+    found: list[int] = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                if parent_of(int(path.name)) == pid and word in (path / "cmdline").read_text():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from commanding import PYTHON, all_gone, command_runner, commands, run
+from commanding import PYTHON, all_gone, children_of, command_runner, commands, run
 from in_process import emitted, soon
 from queue_pg_workers.commands.modes import Command, Launch, standard_environment
 from worker_process import worker_process
@@ -108,6 +108,22 @@ async def test_cancel_kills_the_container(dsn: str, queue: Queue, tmp_path: Path
     name = f"queue-pg-{job.id}-1"
     assert ["kill", name] in calls(docker)
     assert ["rm", "--force", name] in calls(docker)
+
+
+@pytest.mark.parametrize("killed", ["the keeper", "the docker program"])
+async def test_a_killed_keeper_leaves_no_container(
+    dsn: str, queue: Queue, tmp_path: Path, docker: Path, killed: str
+) -> None:
+    async with commands(dsn, tmp_path / "ws", mode="docker", image="i"):
+        job = await queue.submit("command", {"cmd": SLEEP}, max_attempts=1)
+        [pid] = await first_lines(queue, job, 1)
+        [keeper] = children_of(os.getpid(), "keeper.py")
+        [program] = children_of(keeper, "--network")
+        os.kill(keeper if killed == "the keeper" else program, signal.SIGKILL)
+        await all_gone([int(pid)], 5)
+        ended = await queue.wait(job.id, timeout=20)
+    assert ended.error["code"] == ("command_lost" if killed == "the keeper" else "killed_by_signal")
+    assert ["rm", "--force", f"queue-pg-{job.id}-1"] in calls(docker)
 
 
 async def test_a_killed_worker_leaves_no_container(dsn: str, queue: Queue, tmp_path: Path, docker: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from commanding import all_gone, commands, lines, python, run
+from commanding import all_gone, children_of, commands, lines, parent_of, python, run
 from in_process import emitted, soon
+from queue_pg_workers.commands import keeping
 from worker_process import WorkerProcess, cuttable, worker_process
 
 from queue_pg import Queue
@@ -313,6 +314,32 @@ while time.monotonic() < end:
         await freed()
 
 
+async def test_processes_that_are_others_whenever_one_looks(
+    dsn: str, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at all processes of a machine takes long where there are many; here it is always too late."""
+    blind = tmp_path / "blind.py"
+    blind.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(keeping.PROGRAM).parent)!r})\n"
+        "import keeper\nkeeper._descendants = lambda root: []\nkeeper.main()\n"
+    )
+    monkeypatch.setattr(keeping, "PROGRAM", str(blind))
+    code = """
+import os, time
+os.write(1, f'{os.getpid()}\\n'.encode())
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    if os.fork(): os._exit(0)
+    os.setsid()
+"""
+    async with commands(dsn, tmp_path / "ws"):
+        job = await queue.submit("command", {"cmd": python(code)}, max_attempts=1)
+        await pids_of(queue, job, 1)
+        # The command itself ends at once, and then what it has left running.
+        ended = await queue.wait(job.id, timeout=10)
+    assert ended.state == "completed"
+
+
 async def test_no_zombies_and_no_descriptors_are_left(dsn: str, queue: Queue, tmp_path: Path) -> None:
     async with commands(dsn, tmp_path / "ws"):
         await run(queue, "true")
@@ -344,19 +371,3 @@ print(left())
     async with commands(dsn, tmp_path / "ws"):
         job = await run(queue, *python(code))
     assert job.result["stdout"] == "[]\n"
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def children_of(pid: int, word: str) -> list[int]:
-    found: list[int] = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                if parent_of(int(path.name)) == pid and word in (path / "cmdline").read_text():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-    return found

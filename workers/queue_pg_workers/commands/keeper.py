@@ -35,6 +35,9 @@ LINUX = sys.platform == "linux"
 CLEANUP_SECONDS = 10.0
 # Between two looks at processes that were told to end.
 LONGEST_PAUSE_SECONDS = 0.02
+# What the kernel knows of this process without looking at all others; so often at a time.
+CHILDREN = "/proc/thread-self/children"
+SWOOPS = 50
 # Without pidfds the worker's death shows in our parent's id only.
 PARENT_CHECK_SECONDS = 0.25
 # Given to the command, so that the kernel kills it before the worker when memory runs out.
@@ -86,7 +89,8 @@ class Keeper:
             self.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         self._watch(failing, wake)
         self._kill_all()
-        if self.stopped:
+        # Who was killed has not cleaned up either.
+        if self.stopped or (self.status is not None and os.WIFSIGNALED(self.status)):
             for argv in self.spec["cleanup"]:
                 self._clean_up(argv)
         if self.failure:
@@ -223,12 +227,36 @@ class Keeper:
 
         Who has no children any more has no descendants: those whose parents have died became children of ours. So
         nothing is missed, although the list of processes changes while it is read.
+
+        A process that forks and ends again and again is another one each time all processes have been looked at, which
+        takes long on a machine with many. So our own children, whom the kernel lists at once, are killed first. Many
+        that fork faster than they are killed are stopped first: they keep their places below the limit of processes.
         """
         pause = 0.0005
         while not self._reap():
+            for _ in range(SWOOPS):
+                if not self._kill_children() or self._reap():
+                    break
+            self._signal_all(signal.SIGSTOP)
             self._signal_all(signal.SIGKILL)
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def _kill_children(self) -> bool:
+        """Kill our own children; return whether there were any. We alone wait for them: their numbers are theirs."""
+        try:
+            list_of_them = os.open(CHILDREN, os.O_RDONLY)
+        except OSError:
+            return False  # not Linux, or one without it
+        try:
+            listed = os.read(list_of_them, 65536)
+        finally:
+            os.close(list_of_them)
+        # A number that was cut off at the end would be somebody else's.
+        for pid in listed[: listed.rfind(b" ") + 1].split():
+            with suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+        return bool(listed)
 
     def _reap(self) -> bool:
         """Wait for all that has ended; return whether nothing is left."""

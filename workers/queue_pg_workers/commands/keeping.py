@@ -129,6 +129,7 @@ class Kept:
         if len(words) < 2 or not line.endswith(b"\n"):
             # Somebody has killed the keeper. The command itself died with it; what that had started may not have.
             await asyncio.to_thread(kill_marked, self._launch.env.get(MARK, ""))
+            await asyncio.to_thread(clean_up, self._launch)
             await self._wait()
             return Ended()
         await self._wait()
@@ -176,6 +177,21 @@ def kill_marked(token: str) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
+
+
+def clean_up(launch: Launch) -> None:
+    """Remove what is no process, such as a container, in the place of a keeper that cannot any more."""
+    for argv in launch.cleanup:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(  # noqa: S603
+                argv,
+                env=launch.env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=keeper.CLEANUP_SECONDS,
+                check=False,
+            )
 
 
 def _processes() -> list[int]:

@@ -30,6 +30,10 @@ MAX_LINE_BYTES = MAX_BODY_BYTES
 MAX_STREAM_BYTES = 4 * 1024 * MiB
 MAX_STREAM_LINES = 1_000_000
 
+# Beyond these a refusal says less.
+MAX_FAULTS = 1_000
+MAX_SUGGESTED_CHARS = 200
+
 # A client that stops sending holds memory, and during a bulk submission a transaction.
 RECEIVE_TIMEOUT_SECONDS = 30.0
 
@@ -168,10 +172,14 @@ def read_query(request: HTTPConnection, model: type[M]) -> M:
 
 
 def suggest(word: str, known: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    # Looking for what is alike takes memory of many times the word's length.
+    return difflib.get_close_matches(word, known, n=3, cutoff=0.6) if len(word) <= MAX_SUGGESTED_CHARS else []
 
 
 def _refusal(error: ValidationError, known: Sequence[str]) -> ApiError:
+    if error.error_count() > MAX_FAULTS:
+        # Listing a million of them, to name one, would stop all other requests for seconds.
+        return invalid("body", f"has {error.error_count():,} faults; /docs shows the fields there are")
     errors = error.errors(include_url=False, include_context=False)
     # An unknown name beside a missing one is most often a typo of it: say that one first.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])

@@ -161,6 +161,9 @@ def test_headers_given_twice() -> None:
         ("text/plain; charset=utf-8", "inline"),
         ("image/png", "inline"),
         ("text/html", "attachment"),
+        # To a browser these are two types, of which the last one counts.
+        ("image/png;a, text/html", "attachment"),
+        ("text/plain; charset=utf-8,text/html", "attachment"),
         ("TEXT/HTML", "attachment"),
         ("image/svg+xml", "attachment"),
         ("application/javascript", "attachment"),

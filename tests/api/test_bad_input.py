@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -349,3 +350,28 @@ async def test_claims_pass_numbers_on_exactly(client: httpx.AsyncClient, conn: p
     await conn.execute("insert into queue_pg.jobs (kind, payload) values ('chat', '{\"n\": 0.10000000000000000001}')")
     answer = await client.post("/jobs/claim", json={"worker": "w"})
     assert '"n": 0.10000000000000000001' in answer.text
+
+
+@pytest.mark.parametrize("place", ["{%s}", '{"kind": "chat", "depends_on": [{%s}]}'])
+async def test_a_body_with_very_many_faults_is_refused_without_listing_them(
+    client: httpx.AsyncClient, place: str
+) -> None:
+    body = place % ",".join(f'"a{number}":1' for number in range(1_001))
+    answer = await client.post("/jobs", content=body)
+    assert (answer.status_code, answer.json()["field"]) == (422, "body")
+    assert "faults" in answer.json()["detail"]
+    answer = await client.post("/jobs", content=place % '"knd":1')
+    assert answer.json()["code"] == "unknown_field"
+
+
+async def test_nothing_alike_is_looked_for_to_a_name_of_megabytes(client: httpx.AsyncClient) -> None:
+    tracemalloc.start()
+    try:
+        answer = await client.post("/jobs", content=b'{"%s":1}' % (b"kind" * 500_000))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_field")
+    assert len(answer.content) < 1_000
+    # The body and copies of it, but nothing for each of its characters.
+    assert most < 40_000_000

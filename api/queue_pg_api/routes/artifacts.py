@@ -128,7 +128,9 @@ def _declared_size(request: Request) -> int | None:
 
 def disposition(artifact: Artifact) -> str:
     """Return the Content-Disposition: ASCII whatever the name is, and never one that runs."""
-    kind = "inline" if artifact.content_type.partition(";")[0].strip().lower() in SHOWN else "attachment"
+    # With a comma it would be two types to a browser, which takes the last one: `image/png;a, text/html`.
+    shown = artifact.content_type.partition(";")[0].strip().lower() in SHOWN and "," not in artifact.content_type
+    kind = "inline" if shown else "attachment"
     file = artifact.name.rpartition("/")[2]
     plain = "".join(char if char.isascii() and char.isprintable() and char not in '"\\%;' else "_" for char in file)
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(file, safe='')}"

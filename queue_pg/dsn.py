@@ -12,9 +12,12 @@ from queue_pg.errors import ConfigError
 
 MASK = "***"
 _SCHEME = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
-_PASSWORD_IN_URL = re.compile(r"(?<=://)(?P<user>[^:@/?#]*):[^@/?#]*(?=@)")
+# To the last @ before the parameters: a password with a / or @ that should be %2F or %40 shall not be in a log either.
+_PASSWORD_IN_URL = re.compile(r"(?<=://)(?P<user>[^:@/?#]*):(?:(?![?]\w+=).)*(?=@)", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])(?P<name>(?:ssl)?password)=[^&#]*")
 _PASSWORD_IN_PAIRS = re.compile(r"\b(?P<name>(?:ssl)?password)\s*=\s*(?:'(?:[^'\\]|\\.)*'|\S*)")
+_RESERVED = frozenset("/?#@")
+_QUOTED = re.compile(r"\"[^\"]*\"")
 # Parameters of asyncpg and its SQLAlchemy dialect; libpq would refuse the whole string for them.
 _NOT_LIBPQ = {
     "async_fallback",
@@ -33,7 +36,7 @@ def normalise_dsn(dsn: str) -> str:
     Accepts `postgres://`, SQLAlchemy's `postgresql+<driver>://` with asyncpg's parameters, and `key=value` pairs.
     Raises ConfigError (which never shows the password) for anything else.
     """
-    dsn = dsn.strip()
+    given = dsn = dsn.strip()
     scheme = _SCHEME.match(dsn)
     if scheme is not None:
         database = scheme["scheme"].lower().partition("+")[0]
@@ -47,9 +50,14 @@ def normalise_dsn(dsn: str) -> str:
         # libpq would only tell at the first connection.
         for port in str(parts.get("port", "")).split(","):
             if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-                raise ValueError(f"{port!r} is no port")
+                raise ValueError(f'"{port}" is no port')
     except (ProgrammingError, UnicodeError, ValueError) as error:
-        raise _invalid(dsn, " ".join(mask_dsn(str(error)).split())) from None
+        reason = " ".join(mask_dsn(str(error)).split())
+        password = _PASSWORD_IN_URL.search(given)
+        if password is not None and not _RESERVED.isdisjoint(password[0]):
+            # What is quoted is a part of the URL, cut in the midst of the password.
+            reason = f"{_QUOTED.sub('...', reason)}; / ? # and @ of a password are written %2F %3F %23 and %40"
+        raise _invalid(given, reason) from None
     return dsn
 
 

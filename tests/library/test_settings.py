@@ -57,6 +57,7 @@ def test_defaults() -> None:
         ("MAX_JOB_ARTIFACT_BYTES", "2000", "max_job_artifact_bytes", 2000),
         ("UNKNOWN_KINDS", "refuse", "unknown_kinds", "refuse"),
         ("API_HOST", "0.0.0.0", "api_host", "0.0.0.0"),  # noqa: S104 - a value, nothing listens
+        ("API_HOSTS", "queue.example, b", "api_hosts", ["queue.example", "b"]),
         ("API_PORT", "5000", "api_port", 5000),
         ("PORT", "8080", "api_port", 8080),
         ("JOB_TIMEOUT", "2.5", "job_timeout_seconds", 2.5),
@@ -236,10 +237,25 @@ def test_bad_dsn_is_refused(written: str) -> None:
         ("host=h password='hid\\'den' dbname=d", "host=h password=*** dbname=d"),
         ("host=h password = hidden", "host=h password=***"),
         ("mysql+x://u:hidden@h", "mysql+x://u:***@h"),
+        # As people forget to write them: with what ends a password.
+        ("postgresql://u:hid@den@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:hid/den@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:hid#den?@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:hidden@h/d?application_name=a@b", "postgresql://u:***@h/d?application_name=a@b"),
+        ("postgresql://h:5432/d?application_name=a@b", "postgresql://h:5432/d?application_name=a@b"),
     ],
 )
 def test_password_is_masked(dsn: str, expected: str) -> None:
     assert mask_dsn(dsn) == expected
+
+
+@pytest.mark.parametrize("password", ["hid/den", "hid?den", "hid/de@n", "?den", "hid/?den#"])
+def test_no_part_of_a_password_is_in_what_is_said_about_a_bad_dsn(password: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        normalise_dsn(f"postgresql://u:{password}@h/d")
+    assert "hid" not in str(caught.value)
+    assert "den" not in str(caught.value)
+    assert "%2F" in str(caught.value)
 
 
 @given(st.sampled_from(["", "postgresql://", "postgres+x://h/d?", "host="]), st.text())

@@ -12,7 +12,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_pieces text[] := string_to_array(template, '{{');
-  v_literal text := v_pieces[1];
+  -- In pieces until it ends: a text that grows by each of a million would be copied a million times.
+  v_literal text[] := v_pieces[1:1];
   v_nr integer := 2;
   v_end integer;
 begin
@@ -20,7 +21,7 @@ begin
   paths := '{}';
   while v_nr <= cardinality(v_pieces) loop
     if v_pieces[v_nr] = '' and v_nr < cardinality(v_pieces) then
-      v_literal := v_literal || '{{' || v_pieces[v_nr + 1];
+      v_literal := array_append(v_literal, '{{' || v_pieces[v_nr + 1]);
       v_nr := v_nr + 2;
       continue;
     end if;
@@ -29,12 +30,12 @@ begin
       perform queue_pg.raise_invalid('payload',
         format('has {{ without }} in "{{%s"; write {{{{ for a literal {{', left(v_pieces[v_nr], 60)));
     end if;
-    literals := array_append(literals, v_literal);
+    literals := array_append(literals, array_to_string(v_literal, ''));
     paths := array_append(paths, btrim(left(v_pieces[v_nr], v_end - 1)));
-    v_literal := substr(v_pieces[v_nr], v_end + 2);
+    v_literal := array[substr(v_pieces[v_nr], v_end + 2)];
     v_nr := v_nr + 1;
   end loop;
-  literals := array_append(literals, v_literal);
+  literals := array_append(literals, array_to_string(v_literal, ''));
 end
 $$;
 

@@ -125,3 +125,9 @@ async def test_a_job_without_parents_is_never_filled_in(conn: Connection) -> Non
     payload = await one(conn, "select payload from queue_pg.claim('w', '{default}')")
     assert payload == '"{{ parents.p.output }} {{ x"'
     assert await one(conn, "select queue_pg.state_of(%s)", job) == "running"
+
+
+async def test_a_million_literal_braces_cost_no_more_than_their_length(conn: Connection) -> None:
+    await conn.execute("set statement_timeout = '20s'")  # before, this took longer than ten minutes
+    literals, paths = await one(conn, "select * from queue_pg.template_pieces(repeat('{{{{', 1000000) || '{{ a }}b')")
+    assert (len(literals[0]), literals[1:], paths) == (2_000_000, ["b"], ["a"])

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     max_job_artifact_bytes: int | None = _from("MAX_JOB_ARTIFACT_BYTES", ge=0, le=1024 * 1024 * 1024 * MIB)
 
     # The HTTP API. `job_timeout_seconds` and `block_timeout_seconds` are the lease and the wait of GET-a-job requests.
+    # `api_hosts`: names it is addressed by, `*` for all; unset on loopback none but localhost, elsewhere all.
     api_host: str = _from("API_HOST", default="127.0.0.1", min_length=1)
+    api_hosts: list[str] | None = _from("API_HOSTS")
     api_port: int = _from("API_PORT", "PORT", default=8000, ge=0, le=65535)
     job_timeout_seconds: float = _from("JOB_TIMEOUT", "REDIS_JOB_TIMEOUT", default=30.0, gt=0, le=86_400)
     block_timeout_seconds: float = _from("BLOCK_TIMEOUT", "REDIS_BLOCK_TIMEOUT", default=5.0, ge=0, le=600)
@@ -163,7 +165,7 @@ class Settings(BaseSettings):
     def _as_libpq_takes_it(cls, value: str | None) -> str | None:
         return None if value is None else normalise_dsn(value)
 
-    @field_validator("queues", "webhook_allow_private", mode="before")
+    @field_validator("queues", "webhook_allow_private", "api_hosts", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -11,8 +11,6 @@ from queue_pg.cli.connect import find_database
 from queue_pg.cli.output import DatabaseUrl, say
 from queue_pg.settings import Settings
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -35,7 +33,7 @@ def serve(
     Starts and stays up while the database is away, and answers 503 until it is back.
     """
     # Imported here: --help of another command needs no web server.
-    from queue_pg_api.app import create_app
+    from queue_pg_api.hosts import LOOPBACK_HOSTS, served_app
     from queue_pg_api.server import configure, listen, run
 
     settings = Settings.load(api_host=host, api_port=port, database_url=database_url)
@@ -46,8 +44,9 @@ def serve(
         if reload:
             # The child makes the application anew from its settings after each change.
             os.environ["DATABASE_URL"] = settings.database_url or ""
+            os.environ["API_HOST"] = settings.api_host
         config = configure(
-            "queue_pg_api.app:create_app" if reload else create_app(settings),
+            "queue_pg_api.hosts:served_app" if reload else served_app(settings),
             host=settings.api_host,
             port=bound_port,
             log_level=settings.log_level,

@@ -285,7 +285,7 @@ class TemplateNotFound(QueuePgError):
 
     def __init__(self, name: str, version: int | None = None) -> None:
         what = f"No template {name!r}" if version is None else f"Template {name!r} has no version {version}"
-        super().__init__(f"{what}.", hint="See the names: select name, version from queue_pg.job_templates")
+        super().__init__(f"{what}.", hint="See the names with: queue-pg templates")
         self.name = name
         self.version = version
 

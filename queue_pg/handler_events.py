@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from uuid import UUID
 
@@ -122,6 +122,20 @@ def chunk_events(text: str) -> list[tuple[str, str]]:
     safe = sanitise_text(text, max(len(text), 1))
     pieces = [safe[start : start + _CHUNK_CHARS] for start in range(0, len(safe), _CHUNK_CHARS)]
     return [("chunk", encode_json({"text": piece}, field="data")) for piece in pieces]
+
+
+def own_events(events: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[tuple[str, str]]:
+    """Return events of any type. Raises InvalidJob naming `events[2].data.n`."""
+    made: list[tuple[str, str]] = []
+    for place, event in enumerate(events):
+        try:
+            made.append(own_event(*event))
+        except InvalidJob as error:
+            error.field = f"events[{place}].{error.field}"
+            error.message = f"{error.field}: {error.reason}"
+            error.args = (error.message,)
+            raise
+    return made
 
 
 def own_event(name: str, data: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from psycopg import Connection
 
 from queue_pg import arguments, step_store_sync as step_store, store_sync as store
 from queue_pg.errors import InvalidJob, JobNotFound, LeaseLost
-from queue_pg.handler_events import own_event, progress_event
+from queue_pg.handler_events import own_events, progress_event
 from queue_pg.models import ClaimedJob, NewEvent, Renewed, Step
 from queue_pg.payloads import decode_json, encode_json
 from queue_pg.steps import MAX_STEP_BYTES
@@ -68,7 +68,10 @@ class SyncPulling(ABC):
     def heartbeat(
         self, ids: Sequence[UUID], lease_tokens: Sequence[int], *, lease_seconds: float | None = None
     ) -> list[Renewed]:
-        """Extend leases; an id that is absent from the answer has lost its lease."""
+        """Extend leases; an id that is absent from the answer has lost its lease.
+
+        Without `lease_seconds` they last as long as those of their queue, whatever the claim asked for.
+        """
         if len(ids) != len(lease_tokens):
             raise InvalidJob("lease_tokens", f"there are {len(lease_tokens)} for {len(ids)} ids")
         for token in lease_tokens:
@@ -87,8 +90,8 @@ class SyncPulling(ABC):
         known, token = arguments.job_id(job_id), arguments.lease_token(lease_token)
         if not 1 <= len(events) <= arguments.MAX_PAGE:
             raise InvalidJob("events", f"must be 1 to {arguments.MAX_PAGE:,} events")
-        new = [NewEvent(known, token, *own_event(*event)) for event in events]
-        arguments.check_texts("type", [event.type for event in new])
+        new = [NewEvent(known, token, *event) for event in own_events(events)]
+        arguments.check_filters(**{f"events[{place}].type": event.type for place, event in enumerate(new)})
         with self.connection() as conn:
             [answer] = store.append_events(conn, new)
         if not answer.accepted:

@@ -296,6 +296,8 @@ def _metadata(task: NewTask) -> Mapping[str, Any]:
 
 
 def _text(name: str, value: Any, max_chars: int | None = None) -> str:
+    if value is None:
+        raise InvalidJob(name, "must be given")
     if not isinstance(value, str):
         raise InvalidJob(name, f"must be a string, not {type(value).__name__}")
     if not value.strip():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -196,7 +197,11 @@ def _refusal(error: ValidationError, known: Sequence[str]) -> ApiError:
 
 def _reason(error: Mapping[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
-    message = message.removeprefix("Input ")
+    # In the words of JSON, not in those of Python.
+    message = re.sub(r"^(?:Input|String|List|Dictionary) (?=should )", "", message)
+    message = re.sub(r" after validation, not \d+$", "", message)
+    message = re.sub(r"a valid dictionary(?: or instance of \w+)?", "an object", message)
+    message = message.replace("a valid list", "an array")
     given = error.get("input")
     if str(error["type"]).endswith("_type") or error["type"] == "int_from_float":
         return f"{message}, not {_kind_of_json(given)}"

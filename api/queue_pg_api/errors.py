@@ -65,6 +65,11 @@ STATUS_BY_ERROR: dict[type[QueuePgError], int] = {
     QueuePgError: 500,
 }
 
+# Lengths of time, which have another name over HTTP: there they are numbers, and say of what.
+DURATIONS = {
+    name: f"{name}_seconds" for name in ("ageing", "cache_for", "delay", "every", "jitter", "lease", "timeout")
+}
+
 # Sending the same request again can never help. The official OpenAI SDKs honour this header, and so should others.
 NEVER_RETRY: tuple[type[QueuePgError], ...] = (LeaseLost, UniqueKeyConflict)
 
@@ -140,8 +145,12 @@ def translate(error: QueuePgError) -> ApiError:
     elif status == 500:
         logger.error("Unexpected error while answering a request", exc_info=error)
         return ApiError(500, "internal_error", "Internal error. The server's log has the reason.")
-    detail = f"{error.message} {error.hint}" if error.hint else error.message
-    return ApiError(status, error.code, detail, headers=headers, **_about(error))
+    message, about = error.message, _about(error)
+    if (named := DURATIONS.get(str(about.get("field")))) is not None and message.startswith(f"{about['field']}: "):
+        message = f"{named}: {message.removeprefix(about['field'] + ': ')}"
+        about["field"] = named
+    detail = f"{message} {error.hint}" if error.hint else message
+    return ApiError(status, error.code, detail, headers=headers, **about)
 
 
 def _about(error: QueuePgError) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class TopicsQuery(Query):
 
 
 class EventInput(Body):
-    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="a-z, then a-z, 0-9 and _ . : -")
+    type: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.:-]{0,63}$")] = Field(
+        description="a-z, then a-z, 0-9 and _ . : -"
+    )
     data: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 

@@ -40,7 +40,9 @@ class ClaimBody(Body):
 
 class HeartbeatBody(Body):
     lease_token: LeaseToken
-    lease_seconds: LeaseSeconds | None = None
+    lease_seconds: LeaseSeconds | None = Field(
+        None, description="Default: the queue's lease, whatever the claim asked for."
+    )
 
 
 class CompleteBody(Body):

@@ -11,6 +11,7 @@ from pydantic import Field
 from queue_pg.models import NewJob
 from queue_pg.schedules import MAX_FIRES, MAX_SCHEDULES_PAGE, NewSchedule, Schedule, Timing
 from queue_pg_api.answers import Answer
+from queue_pg_api.errors import invalid
 from queue_pg_api.rendering import json_or_mark, text_or_none, timestamp
 from queue_pg_api.schemas import Attempts, Body, Cost, Key, Name, Priority, Query, TimeoutSeconds, Timestamp
 
@@ -35,6 +36,8 @@ class TimingBody(Body):
     ends_at: Timestamp | None = Field(None, description="No fire after.")
 
     def timing(self) -> Timing:
+        if sum(each is not None for each in (self.cron, self.every_seconds, self.at)) != 1:
+            raise invalid("cron", "give exactly one of cron, every_seconds and at", code="invalid_job")
         return Timing(
             cron=self.cron,
             every=self.every_seconds,

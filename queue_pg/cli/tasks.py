@@ -109,6 +109,7 @@ def submit(
     unique_key: Annotated[str | None, typer.Option(help="Submit once: the same key gives the same task again.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     parent: Annotated[str | None, typer.Option(metavar="ID", help="Follow this task.")] = None,
+    any_kind: Annotated[bool, typer.Option("--any-kind", help="Accept a kind that no worker is known for.")] = False,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -132,7 +133,7 @@ def submit(
 
     with SyncQueue(find_database(settings)) as client:
         if kind is not None:
-            check_kind(client, kind, queue, policy=settings.unknown_kinds)
+            check_kind(client, kind, queue, policy="accept" if any_kind else settings.unknown_kinds)
         _print_made(client.submit_task(NewTask(**given)), as_json=as_json or _outer(context)[0])
 
 
@@ -156,6 +157,7 @@ def chain(
     name: Name = None,
     queue: QueueName = "default",
     priority: Priority = None,
+    any_kind: Annotated[bool, typer.Option("--any-kind", help="Accept a kind that no worker is known for.")] = False,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -167,7 +169,7 @@ def chain(
 
     with SyncQueue(find_database(settings)) as client:
         if kind is not None:
-            check_kind(client, kind, queue, policy=settings.unknown_kinds)
+            check_kind(client, kind, queue, policy="accept" if any_kind else settings.unknown_kinds)
         _print_made(client.chain_task(task_id, NewTask(prompt=prompt, **given)), as_json=as_json or _outer(context)[0])
 
 

@@ -190,6 +190,24 @@ async def test_bad_fields_are_named(client: httpx.AsyncClient, fields: dict[str,
     assert said in refusal["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        ("/jobs", {"kind": ""}, "kind: should have at least 1 character (got '')"),
+        ("/jobs", {"kind": "chat", "metadata": []}, "metadata: should be an object, not an array"),
+        ("/jobs", {"kind": "chat", "tags": "a"}, "tags: should be an array, not a string"),
+        ("/jobs/claim", {"worker": "w", "queues": []}, "queues: should have at least 1 item"),
+        ("/jobs/x/fail", {"lease_token": 1, "error": 7}, "error: should be an object, not a number"),
+        ("/tasks", {"messages": [{"content": "x"}]}, "messages[0].role: must be given"),
+        ("/templates/none/submit", {}, "No template 'none'. See the names with: queue-pg templates"),
+    ],
+)
+async def test_refusals_speak_of_json_and_not_of_python(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], detail: str
+) -> None:
+    assert (await client.post(path, json=body)).json()["detail"] == detail
+
+
 async def test_a_typo_gets_a_suggestion(client: httpx.AsyncClient) -> None:
     refusal = await refused(client, "/jobs", b'{"kind": "chat", "prority": 5}')
     assert (refusal["code"], refusal["suggestions"]) == ("unknown_field", ["priority"])

@@ -103,7 +103,7 @@ async def test_a_share_over_http(client: httpx.AsyncClient) -> None:
         ("key/a", {"weight": 0}, "weight"),
         ("key/a", {"weight": 1001}, "weight"),
         ("key/a", {"weight": "2"}, "weight"),
-        ("key/a", {"ageing_seconds": 60}, "ageing"),
+        ("key/a", {"ageing_seconds": 60}, "ageing_seconds: "),
         ("queue/a", {"ageing_seconds": 0}, "ageing_seconds"),
         ("queue/a", {"ageing_seconds": 4e7}, "ageing_seconds"),
     ],
@@ -112,6 +112,8 @@ async def test_a_bad_share_is_refused(client: httpx.AsyncClient, place: str, bod
     refused = await client.put(f"/limits/{place}", json=body)
     assert refused.status_code == 422
     assert field in refused.text
+    # By the name that the body has.
+    assert refused.json()["field"] == next(iter(body))
 
 
 async def test_what_makes_jobs_carries_key_and_cost(client: httpx.AsyncClient) -> None:

@@ -175,6 +175,10 @@ async def test_heartbeat_extends_the_lease(client: httpx.AsyncClient, claim_one:
     assert answer.status_code == 200
     renewed = answers.HeartbeatAnswer.model_validate(answer.json())
     assert renewed.lease_expires_at > datetime.fromisoformat(claimed["lease_expires_at"]) + timedelta(minutes=5)
+    # Unless it is said again, the queue's lease counts: 30 s.
+    answer = await client.post(f"/jobs/{job['id']}/heartbeat", json={"lease_token": claimed["lease_token"]})
+    shorter = answers.HeartbeatAnswer.model_validate(answer.json())
+    assert shorter.lease_expires_at < renewed.lease_expires_at - timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("action", ["heartbeat", "complete", "fail"])

@@ -122,6 +122,13 @@ async def test_refusals_name_the_field(
     assert (await client.get("/schedules")).json()["schedules"] == []
 
 
+async def test_what_says_when_is_named_as_the_body_has_it(client: httpx.AsyncClient) -> None:
+    for path, more in (("/schedules", REPORT), ("/schedules/preview", {})):
+        for when in ({"cron": None}, {"cron": "@daily", "every_seconds": 60}):
+            refused = await client.post(path, json={**more, **when})
+            assert refused.json()["detail"] == "cron: give exactly one of cron, every_seconds and at"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", ""), ("DELETE", ""), ("POST", "/pause"), ("POST", "/resume"), ("POST", "/run")],

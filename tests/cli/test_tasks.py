@@ -97,6 +97,17 @@ def test_refusals(cli: Any, argv: list[str], code: int, said: str) -> None:
     assert said in refused.err
 
 
+def test_a_kind_that_looks_mistyped(cli: Any, work: Any) -> None:
+    [done] = cli("tasks", "submit", "--prompt", "Hi").ids
+    work.complete()
+    work.value("select queue_pg.register_kinds(%s::jsonb)", '[{"kind": "resize"}]')
+    for words in (("submit",), ("chain", done)):
+        refused = cli("tasks", *words, "--type", "resiez")
+        assert (refused.code, "Did you mean 'resize'?" in refused.err, "--any-kind" in refused.err) == (2, True, True)
+        [task] = cli("tasks", *words, "--type", "resiez", "--any-kind").ids
+        assert cli("get", task, "--json").json["kind"] == "resiez"
+
+
 def test_only_completed_tasks_are_chained_to(cli: Any) -> None:
     [task] = cli("tasks", "submit", "--prompt", "Hi").ids
     refused = cli("tasks", "chain", task, "Go on")

@@ -294,8 +294,6 @@ declare
   v_after uuid := coalesce(cancel_batch.after, '00000000-0000-0000-0000-000000000000');
   v_max_jobs integer := least(greatest(coalesce(cancel_batch.max_jobs, 1000), 1), 10000);
   v_ids uuid[];
-  v_workers text[];
-  v_tasks uuid[];
 begin
   perform from queue_pg.close_batch(cancel_batch.id);
   select b.* into v_batch from queue_pg.batches b where b.id = cancel_batch.id;
@@ -305,27 +303,14 @@ begin
   if v_batch.cancelled_at is null then
     update queue_pg.batches b set cancelled_at = queue_pg.now() where b.id = cancel_batch.id;
   end if;
-  select array_agg(p.id order by p.id), array_agg(distinct p.worker_id) filter (where p.state = 'running'),
-    array_agg(p.id) filter (where p.parents_left > 0)
-  into v_ids, v_workers, v_tasks
+  select coalesce(array_agg(p.id order by p.id), '{}') into v_ids
   from (
-    select j.id, j.state, j.worker_id, j.parents_left from queue_pg.jobs j
+    select j.id from queue_pg.jobs j
     where j.batch_id = cancel_batch.id and j.id > v_after
-    order by j.id limit v_max_jobs for update) p;
-  cancelled := coalesce(cardinality(v_ids), 0);
-  if cancelled > 0 then
-    perform queue_pg.record_events(
-      v_ids, array_fill('cancelled'::text, array[cancelled]),
-      array_fill(jsonb_build_object('error', v_error), array[cancelled]));
-    perform queue_pg.retire(
-      v_ids, array_fill('cancelled'::queue_pg.job_state, array[cancelled]), array_fill(null::jsonb, array[cancelled]),
-      array_fill(v_error, array[cancelled]));
-    perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
-    if v_tasks is not null then
-      perform queue_pg.cancel_subtasks(v_tasks, v_error);
-    end if;
-  end if;
-  last_id := case when cancelled = v_max_jobs then v_ids[cancelled] end;
+    order by j.id limit v_max_jobs) p;
+  -- Locked there, together with their subtasks. One that ends in the meantime was not cancelled.
+  cancelled := cardinality(queue_pg.cancel_jobs(v_ids, v_error));
+  last_id := case when cardinality(v_ids) = v_max_jobs then v_ids[v_max_jobs] end;
   return next;
 end
 $$;
@@ -353,15 +338,18 @@ declare
   v_after uuid := coalesce(retry_failed.after, '00000000-0000-0000-0000-000000000000');
   v_max_jobs integer := least(greatest(coalesce(retry_failed.max_jobs, 1000), 1), 10000);
   v_ids uuid[];
+  v_last uuid;
   v_id uuid;
 begin
   if not exists (select from queue_pg.batches b where b.id = retry_failed.id) then
     perform queue_pg.raise_batch_not_found(retry_failed.id);
   end if;
-  -- All rows before the batch's: retry() of a single job takes them in this order too. Who holds one is retrying it.
-  select array_agg(p.id order by p.id) into v_ids
+  -- All rows before the batch's: retry() of a single job takes them in this order too. Who holds one is retrying it. Those
+  -- that share their work come in the order of its keys, as who submits has them.
+  select array_agg(p.id order by p.cache_key nulls first, p.id), (array_agg(p.id order by p.id desc))[1]
+  into v_ids, v_last
   from (
-    select f.id from queue_pg.finished_jobs f
+    select f.id, f.cache_key from queue_pg.finished_jobs f
     where f.batch_id = retry_failed.id and f.id > v_after and f.state in ('failed', 'cancelled')
       and (f.state = 'failed' or retry_failed.and_cancelled) and f.retain_until > v_now
     order by f.id limit v_max_jobs for update skip locked) p;
@@ -369,7 +357,7 @@ begin
     perform from queue_pg.retry(v_id, retry_failed.max_attempts);
   end loop;
   retried := coalesce(cardinality(v_ids), 0);
-  last_id := case when retried = v_max_jobs then v_ids[retried] end;
+  last_id := case when retried = v_max_jobs then v_last end;
   return next;
 end
 $$;

@@ -4,6 +4,9 @@
 -- the work itself, or is `waiting` for the job that does, or ends at once with a copy of the result of one that has. A row of
 -- queue_pg.cache_entries for each key says which job does the work (`job_id`) and which has done it last (`answer_id`).
 --
+-- A job of the cache that is planned (tasks.sql) is `waiting` too, for its subtasks, while it does the work: of those that wait
+-- for others' work parents_left is null.
+--
 -- A failure is nobody's answer: when the job that does the work ends otherwise than completed, be it cancelled by its owner,
 -- the next of those that wait does it, with its own attempts, timeout and deadline. So nobody loses work by sharing.
 --
@@ -161,7 +164,8 @@ begin
 
   -- In the order of the keys, so that two submitters of the same work cannot deadlock.
   for v_row in
-    select w.* from (
+    select w.*, count(*) over (partition by w.key) as times, min(w.nr) over (partition by w.key) as first_nr
+    from (
       select e.ordinality::integer as nr, coalesce(e.value ->> 'org', 'default') as org, e.value ->> 'kind' as kind,
         coalesce(e.value ->> 'queue', 'default') as queue, coalesce((e.value ->> 'priority')::integer, 0) as priority,
         coalesce((e.value ->> 'run_at')::timestamptz <= v_now, coalesce((e.value ->> 'delay_seconds')::float8, 0) <= 0) as due,
@@ -173,6 +177,10 @@ begin
       where queue_pg.wants_cache(e.value) and owners[e.ordinality] = wanted[e.ordinality]) w
     order by w.key, w.nr
   loop
+    if v_row.nr = v_row.first_nr and v_row.times > 1 then
+      -- Of the same work a later one may be more urgent: who has the weaker lock by then must not have to exchange it.
+      perform from queue_pg.cache_entries c where c.cache_key between v_row.key and v_row.key for no key update;
+    end if;
     v_entered := queue_pg.enter_cache(
       v_row.key, wanted[v_row.nr], v_row.org, v_row.kind, v_row.queue, v_row.priority, v_row.due, v_row.max_age, wanted);
     keys[v_row.nr] := v_row.key;
@@ -317,7 +325,8 @@ begin
     select c.* from unnest(v_keys) as k (key)
     join queue_pg.cache_entries c on c.cache_key between k.key and k.key
     cross join lateral (
-      select w.id from queue_pg.jobs w where w.state = 'waiting' and w.cache_key = c.cache_key limit 1) waiting
+      select w.id from queue_pg.jobs w
+      where w.state = 'waiting' and w.cache_key = c.cache_key and w.parents_left is null limit 1) waiting
   loop
     -- Only what was done after a job had begun to wait is its answer: it may have found an older one too old.
     select f.result, coalesce(octet_length(f.result::text), 0) as bytes into v_answer from queue_pg.finished_jobs f
@@ -327,7 +336,8 @@ begin
     if v_answers and v_left > 0 then
       with waiting as materialized (
         select w.id from queue_pg.jobs w
-        where w.state = 'waiting' and w.cache_key = v_entry.cache_key and w.created_at <= v_entry.answered_at
+        where w.state = 'waiting' and w.cache_key = v_entry.cache_key and w.parents_left is null
+          and w.created_at <= v_entry.answered_at
         order by w.cache_key, w.priority desc, w.run_at, w.id
         limit least(v_left, greatest(v_most_bytes / greatest(v_answer.bytes, 1), 1))
         for update skip locked
@@ -345,11 +355,13 @@ begin
 
     v_unsettled := v_answers and exists (
       select from queue_pg.jobs w
-      where w.state = 'waiting' and w.cache_key = v_entry.cache_key and w.created_at <= v_entry.answered_at);
+      where w.state = 'waiting' and w.cache_key = v_entry.cache_key and w.parents_left is null
+        and w.created_at <= v_entry.answered_at);
     if v_entry.job_id is null and not v_unsettled
       and queue_pg.pass_work(v_entry.cache_key, case when v_answers then v_entry.answered_at end) is null then
       v_unsettled := exists (
-        select from queue_pg.jobs w where w.state = 'waiting' and w.cache_key = v_entry.cache_key);
+        select from queue_pg.jobs w
+        where w.state = 'waiting' and w.cache_key = v_entry.cache_key and w.parents_left is null);
     end if;
     if v_unsettled then
       perform queue_pg.defer_cache(array[v_entry.cache_key]);
@@ -358,7 +370,8 @@ begin
 
   delete from queue_pg.cache_entries c
   using unnest(v_keys) as k (key) left join lateral (
-    select w.id from queue_pg.jobs w where w.state = 'waiting' and w.cache_key = k.key limit 1) waiting on true
+    select w.id from queue_pg.jobs w
+    where w.state = 'waiting' and w.cache_key = k.key and w.parents_left is null limit 1) waiting on true
   -- So written that the index of what may be forgotten is of no use for it.
   where c.cache_key between k.key and k.key and coalesce(c.job_id, c.answer_id) is null and waiting.id is null;
 end
@@ -384,13 +397,14 @@ declare
   v_job queue_pg.jobs;
 begin
   select w.id into v_id from queue_pg.jobs w
-  where w.state = 'waiting' and w.cache_key = pass_work.key and w.run_at <= v_now
+  where w.state = 'waiting' and w.cache_key = pass_work.key and w.parents_left is null and w.run_at <= v_now
     and (w.created_at <= pass_work.answered_at) is not true
   order by w.cache_key, w.priority desc, w.run_at, w.id limit 1 for update skip locked;
   if v_id is null then
     -- All are put off.
     select w.id into v_id from queue_pg.jobs w
-    where w.state = 'waiting' and w.cache_key = pass_work.key and (w.created_at <= pass_work.answered_at) is not true
+    where w.state = 'waiting' and w.cache_key = pass_work.key and w.parents_left is null
+      and (w.created_at <= pass_work.answered_at) is not true
     order by w.run_at, w.id limit 1 for update skip locked;
   end if;
   if v_id is null then
@@ -451,17 +465,24 @@ create or replace function queue_pg.forget_answers(kind text default null, org t
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-  with forgotten as (
-    update queue_pg.cache_entries c set answer_id = null, answered_at = null, answer_until = null
+  -- In the order of the keys, as all who wait for locks of several.
+  with held as materialized (
+    select c.cache_key, c.job_id from queue_pg.cache_entries c
     where c.org = forget_answers.org and (forget_answers.kind is null or c.kind = forget_answers.kind)
-      and c.answer_id is not null and c.job_id is not null
+      and c.answer_id is not null
+    order by c.cache_key for update
+  ),
+  forgotten as (
+    update queue_pg.cache_entries c set answer_id = null, answered_at = null, answer_until = null
+    from held h where c.cache_key between h.cache_key and h.cache_key and h.job_id is not null
     returning 1
   ),
   removed as (
     delete from queue_pg.cache_entries c
-    where c.org = forget_answers.org and (forget_answers.kind is null or c.kind = forget_answers.kind)
-      and c.answer_id is not null and c.job_id is null
-      and not exists (select from queue_pg.jobs w where w.state = 'waiting' and w.cache_key = c.cache_key)
+    using held h
+    where c.cache_key between h.cache_key and h.cache_key and h.job_id is null
+      and not exists (
+        select from queue_pg.jobs w where w.state = 'waiting' and w.cache_key = c.cache_key and w.parents_left is null)
     returning 1
   )
   select (select count(*) from forgotten) + (select count(*) from removed)

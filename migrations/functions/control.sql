@@ -15,15 +15,15 @@ declare
 begin
   loop
     select j.* into v_job from queue_pg.jobs j where j.id = cancel.id for update;
-    if found then
+    if v_job.parents_left > 0 then
+      perform queue_pg.cancel_jobs(array[v_job.id], v_error);
+      exit;
+    elsif found then
       perform queue_pg.record_events(array[v_job.id], array['cancelled'], array[jsonb_build_object('error', v_error)]);
       perform queue_pg.retire(
         array[v_job.id], array['cancelled']::queue_pg.job_state[], array[null]::jsonb[], array[v_error]);
       if v_job.state = 'running' and (select s.notify from queue_pg.settings s) then
         perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));
-      end if;
-      if v_job.parents_left > 0 then
-        perform queue_pg.cancel_subtasks(array[v_job.id], v_error);
       end if;
       exit;
     end if;
@@ -80,21 +80,27 @@ begin
 
   insert into queue_pg.queue_counters (org, queue, failed, cancelled)
   values (v_job.org, v_job.queue, -(v_job.state = 'failed')::integer, -(v_job.state = 'cancelled')::integer);
-  if v_job.batch_id is not null then
-    perform queue_pg.rejoin_batch(v_job.batch_id, v_job.id, v_job.state);
-  end if;
   update queue_pg.unique_keys u set expires_at = null
   where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
 
-  if v_job.parents_left > 0 then
-    v_planned := queue_pg.retry_subtasks(v_job.id, retry.max_attempts, retry.fresh);
-    v_parents_left := queue_pg.rejoin_parents(v_job.id);
-  end if;
   if v_job.cache_key is not null then
     -- Work that is being done is shared; one that is done is no answer to who wants it run.
     v_cache := queue_pg.enter_cache(
       v_job.cache_key, v_job.id, v_job.org, v_job.kind, v_job.queue, v_job.priority, true, '0', array[v_job.id]);
     v_shares := v_cache.step <> 'run';
+    if v_shares and v_job.parents_left > 0 then
+      -- It has been planned: work of its own is half done, so it takes part no more.
+      v_shares := false;
+      v_job.cache_key := null;
+    end if;
+  end if;
+  if v_job.batch_id is not null then
+    -- After the cache and before the parents, as with all who lock several of them.
+    perform queue_pg.rejoin_batch(v_job.batch_id, v_job.id, v_job.state);
+  end if;
+  if v_job.parents_left > 0 then
+    v_planned := queue_pg.retry_subtasks(v_job.id, retry.max_attempts, retry.fresh);
+    v_parents_left := queue_pg.rejoin_parents(v_job.id);
   end if;
 
   insert into queue_pg.jobs (

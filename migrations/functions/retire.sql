@@ -94,8 +94,8 @@ begin
     array_agg(r.batch_id) filter (where r.batch_id is not null),
     array_agg(r.end_state) filter (where r.batch_id is not null), array_agg(r.id) filter (where r.awaited),
     array_agg(r.end_state) filter (where r.awaited), array_agg(r.id) filter (where r.parents_left is not null),
-    -- One that waits does no work that others wait for.
-    array_agg(r.cache_key) filter (where r.cache_key is not null and r.state <> 'waiting'),
+    -- One that waits does no work that others wait for, unless it waits for its subtasks.
+    array_agg(r.cache_key) filter (where r.cache_key is not null and (r.state <> 'waiting' or r.parents_left is not null)),
     array_agg(r.counted) filter (where r.counted is not null),
     array_agg(r.org::text) filter (where r.counted is not null),
     array_agg(r.queue::text) filter (where r.counted is not null),

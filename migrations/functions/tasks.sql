@@ -290,9 +290,10 @@ begin
 end
 $$;
 
--- Ends what is unfinished of the subtasks of tasks that were cancelled, and of theirs. The tasks are out of `jobs`, so the
--- ends of their subtasks find nobody to tell. In the order of ids, as everywhere.
-create or replace function queue_pg.cancel_subtasks(tasks uuid[], error jsonb) returns void
+-- Ends those of the jobs that are unfinished as cancelled, with the subtasks of those that are tasks, and theirs; returns
+-- those of them that were asked for. All are locked before anything else is done, in the order of their ids, and limits
+-- after them, as everywhere.
+create or replace function queue_pg.cancel_jobs(ids uuid[], error jsonb) returns uuid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -301,35 +302,45 @@ set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
+#variable_conflict use_variable
 declare
-  v_tasks uuid[] := tasks;
-  v_ids uuid[];
-  v_planned uuid[];
+  v_locked uuid[] := '{}';
+  v_left uuid[];
   v_workers text[];
 begin
   loop
-    select array_agg(l.id), array_agg(l.id) filter (where l.parents_left > 0),
-      array_agg(distinct l.worker_id) filter (where l.state = 'running')
-    into v_ids, v_planned, v_workers
+    -- Of what was looked at before there may be more since: a plan that was made while this waited for its job. Its
+    -- subtasks are newer than all there was.
+    with recursive family as (
+      select j.id, j.parents_left from unnest(ids) as i (id) join queue_pg.jobs j on j.id between i.id and i.id
+      union
+      select j.id, j.parents_left
+      from family f
+      join queue_pg.dependencies d on d.child_id between f.id and f.id and d.subtask is not null
+      join queue_pg.jobs j on j.id between d.parent_id and d.parent_id
+      where f.parents_left > 0
+    )
+    select array_agg(f.id) into v_left from (select m.id from family m except select unnest(v_locked)) f;
+    exit when v_left is null;
+    select v_locked || coalesce(array_agg(l.id), '{}') into v_locked
     from (
-      select j.id, j.parents_left, j.state, j.worker_id
-      from (
-        select d.parent_id from unnest(v_tasks) as t (id)
-        join queue_pg.dependencies d on d.child_id between t.id and t.id
-        where d.subtask is not null order by d.parent_id) s
-      join queue_pg.jobs j on j.id between s.parent_id and s.parent_id
-      order by s.parent_id for update of j) l;
-    exit when v_ids is null;
-    perform queue_pg.record_events(
-      v_ids, array_fill('cancelled'::text, array[cardinality(v_ids)]),
-      array_fill(jsonb_build_object('error', error), array[cardinality(v_ids)]));
-    perform queue_pg.retire(
-      v_ids, array_fill('cancelled'::queue_pg.job_state, array[cardinality(v_ids)]),
-      array_fill(null::jsonb, array[cardinality(v_ids)]), array_fill(error, array[cardinality(v_ids)]));
-    perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
-    exit when v_planned is null;
-    v_tasks := v_planned;
+      select j.id from (select u as id from unnest(v_left) u order by u) as p
+      join queue_pg.jobs j on j.id between p.id and p.id
+      order by p.id for update of j) l;
   end loop;
+  if v_locked = '{}' then
+    return v_locked;
+  end if;
+  select array_agg(distinct j.worker_id) filter (where j.state = 'running') into v_workers
+  from unnest(v_locked) as l (id) join queue_pg.jobs j on j.id between l.id and l.id;
+  perform queue_pg.record_events(
+    v_locked, array_fill('cancelled'::text, array[cardinality(v_locked)]),
+    array_fill(jsonb_build_object('error', error), array[cardinality(v_locked)]));
+  perform queue_pg.retire(
+    v_locked, array_fill('cancelled'::queue_pg.job_state, array[cardinality(v_locked)]),
+    array_fill(null::jsonb, array[cardinality(v_locked)]), array_fill(error, array[cardinality(v_locked)]));
+  perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
+  return array(select unnest(ids) intersect select unnest(v_locked));
 end
 $$;
 

@@ -506,8 +506,9 @@ begin
             least(case v_pass when 1 then v_lane.share end, v_shared.quota - cardinality(v_ids)),
             taken || v_ids, v_pass = 3, v_states #> v_lane.place, v_lane_ageings[v_lane.nr]) t;
         exception when lock_not_available or deadlock_detected then
-          -- All that was done for this lane is undone.
+          -- All that was done for this lane is undone. One such wait is enough for a claim: what it has locked others wait for.
           v_busy := true;
+          exit when v_pass = 3;
           continue;
         end;
         v_ids := v_ids || v_take.ids;

@@ -25,7 +25,9 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_bit constant integer := case scope when 'queue' then 1 else 2 end;
   v_running integer := 0;
+  v_added integer;
 begin
   if scope is null or scope not in ('queue', 'key') then
     perform queue_pg.raise_invalid('scope', 'must be queue or key');
@@ -35,7 +37,7 @@ begin
   elsif org is null or length(org) not between 1 and 200 then
     perform queue_pg.raise_invalid('org', 'must have 1 to 200 characters');
   end if;
-  perform pg_advisory_xact_lock(7310579610401947748);
+  perform pg_advisory_xact_lock(7310579610401947749);
   if not counts then
     insert into queue_pg.limits (org, scope, name) values (keep_limit.org, keep_limit.scope, keep_limit.name)
     on conflict on constraint limits_pkey do nothing;
@@ -45,21 +47,21 @@ begin
   ) then
     -- A template has no jobs of its own.
     with counting as (
-      select j.id from queue_pg.jobs j
+      select j.id, coalesce(j.counted & v_bit, 0) as was from queue_pg.jobs j
       where j.state = 'running' and j.org = keep_limit.org
         and case keep_limit.scope when 'queue' then j.queue = keep_limit.name else j.limit_key = keep_limit.name end
       order by j.id for update
     ),
     counted as (
-      update queue_pg.jobs j
-      set counted = coalesce(j.counted, 0) | case keep_limit.scope when 'queue' then 1 else 2 end
-      from counting c where j.id = c.id and j.state = 'running' returning j.id
+      update queue_pg.jobs j set counted = coalesce(j.counted, 0) | v_bit
+      from counting c where j.id = c.id and j.state = 'running' returning c.was
     )
-    select count(*) into v_running from counted;
-    insert into queue_pg.limits (org, scope, name, running)
+    select count(*), count(*) filter (where c.was = 0) into v_running, v_added from counted c;
+    insert into queue_pg.limits as l (org, scope, name, running)
     values (keep_limit.org, keep_limit.scope, keep_limit.name, v_running)
-    -- A claim that made it from a template was faster; its count goes on from what it had.
-    on conflict on constraint limits_pkey do update set running = v_running;
+    -- A claim that made it from a template was faster: its count goes on from what it has.
+    on conflict on constraint limits_pkey do update
+    set running = case when l.counts then l.running + v_added else v_running end;
   end if;
   if scope = 'queue' then
     insert into queue_pg.queues as q (org, queue, limited) values (keep_limit.org, keep_limit.name, true)
@@ -142,7 +144,10 @@ begin
   v_unit := case when rate is not null then make_interval(secs => ceil(
     case per when 'second' then 1e6 when 'minute' then 6e7 when 'hour' then 3.6e9 else 8.64e10 end / rate)::float8 / 1e6) end;
   update queue_pg.limits l
-  set max_running = set_limit.max_running, rate = set_limit.rate, per = case when set_limit.rate is not null then set_limit.per end,
+  set max_running = set_limit.max_running, rate = set_limit.rate,
+    -- One that was made from a template is its own from now on.
+    template = case when l.name <> set_limit.name then l.template end,
+    per = case when set_limit.rate is not null then set_limit.per end,
     burst = case when set_limit.rate is not null then coalesce(set_limit.burst, set_limit.rate) end,
     weight = set_limit.weight, ageing = v_ageing,
     -- What was taken stays taken, in units.
@@ -164,6 +169,45 @@ $$;
 comment on function queue_pg.set_limit is
   'Limits a queue or a key, or sets its share: select queue_pg.set_limit(''key'', ''tenant-7'', max_running => 5, rate => 60, per => ''minute'').';
 
+-- For remove_limit(): takes the mark off attempts that a limit, or those made from a template, count. False: some that
+-- others have locked still have it, which it does not wait for with `skip_locked`.
+create or replace function queue_pg.unmark_attempts(org text, scope text, name text, skip_locked boolean) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bit constant integer := case scope when 'queue' then 1 else 2 end;
+  v_names text[];
+  v_ids uuid[];
+begin
+  select array_agg(l.name) into v_names from queue_pg.limits l
+  where l.org = unmark_attempts.org and l.scope = unmark_attempts.scope
+    and (l.name = unmark_attempts.name or (unmark_attempts.scope = 'key' and l.template = unmark_attempts.name));
+  if v_names is null then
+    return true;
+  end if;
+  if skip_locked then
+    select array_agg(m.id) into v_ids from (
+      select j.id from queue_pg.jobs j
+      where j.state = 'running' and j.org = unmark_attempts.org and j.counted & v_bit <> 0
+        and case v_bit when 1 then j.queue::text else j.limit_key::text end = any (v_names)
+      order by j.id for update skip locked) m;
+  else
+    select array_agg(m.id) into v_ids from (
+      select j.id from queue_pg.jobs j
+      where j.state = 'running' and j.org = unmark_attempts.org and j.counted & v_bit <> 0
+        and case v_bit when 1 then j.queue::text else j.limit_key::text end = any (v_names)
+      order by j.id for update) m;
+  end if;
+  update queue_pg.jobs j set counted = nullif(j.counted & ~v_bit, 0)
+  from unnest(v_ids) as m (id) where j.id between m.id and m.id;
+  return not exists (
+    select from queue_pg.jobs j
+    where j.state = 'running' and j.org = unmark_attempts.org and j.counted & v_bit <> 0
+      and case v_bit when 1 then j.queue::text else j.limit_key::text end = any (v_names));
+end
+$$;
+
 -- Returns whether there was one. What runs goes on; a template takes the limits made from it along.
 create or replace function queue_pg.remove_limit(scope text, name text, org text default 'default') returns boolean
 language plpgsql
@@ -172,17 +216,26 @@ as $$
 declare
   v_removed integer;
 begin
-  perform pg_advisory_xact_lock(7310579610401947748);
-  with doomed as (
-    select l.org, l.scope, l.name from queue_pg.limits l
+  perform pg_advisory_xact_lock(7310579610401947749);
+  loop
+    -- What runs is no longer counted: a limit that a template makes of the same key must not be given back what it has
+    -- never had. Jobs are locked before limits, so those that start meanwhile are looked for again.
+    perform queue_pg.unmark_attempts(org, scope, name, false);
+    begin
+      perform queue_pg.lock_limits(org, scope, name);
+      -- One that somebody else has locked may be about to end, and waits for the limit.
+      exit when queue_pg.unmark_attempts(org, scope, name, true);
+      raise no_data_found;
+    exception when no_data_found then
+      null; -- The limits are let go again.
+    end;
+  end loop;
+  with removed as (
+    delete from queue_pg.limits l
     where l.org = remove_limit.org
       and ((l.scope = remove_limit.scope and l.name = remove_limit.name)
         or (remove_limit.scope = 'key' and l.template = remove_limit.name))
-    order by l.org, l.scope, l.name for update
-  ),
-  removed as (
-    delete from queue_pg.limits l using doomed d
-    where l.org = d.org and l.scope = d.scope and l.name = d.name returning l.name
+    returning 1
   )
   select count(*) into v_removed from removed;
   if scope = 'queue' then
@@ -356,7 +409,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   with idle as (
     select l.org, l.scope, l.name from queue_pg.limits l
-    where l.template is not null and l.running = 0 and l.full_at < queue_pg.now() and l.paused_until is null
+    where l.template is not null and l.running = 0 and l.full_at < queue_pg.now()
+      and (l.paused_until is null or l.paused_until < queue_pg.now())
     order by l.org, l.scope, l.name limit max_limits for update skip locked
   ),
   removed as (

@@ -94,10 +94,10 @@ begin
       v_run_at, max_attempts => coalesce(rerun.max_attempts, v_origin.max_attempts),
       timeout => coalesce(queue_pg.plain_interval(rerun.timeout), v_origin.timeout),
       tags => coalesce(rerun.tags, v_origin.tags), metadata => coalesce(rerun.metadata, v_origin.metadata),
-      org => v_origin.org, traceparent => v_origin.traceparent, depends_on => v_parents);
+      org => v_origin.org, traceparent => v_origin.traceparent, depends_on => v_parents,
+      limit_key => v_origin.limit_key, cost => v_origin.cost);
     -- In the same transaction: nobody has seen it without. It may have ended with its parents already.
-    update queue_pg.jobs j set rerun_of = v_origin.id, cost = v_origin.cost, limit_key = v_origin.limit_key
-    where j.id = v_id;
+    update queue_pg.jobs j set rerun_of = v_origin.id where j.id = v_id;
     update queue_pg.finished_jobs f set rerun_of = v_origin.id where f.id = v_id;
     return query select j.* from queue_pg.job(v_id) j;
     return;

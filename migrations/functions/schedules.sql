@@ -433,11 +433,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  v_org text := coalesce(schedule.org, 'default');
   v_timeout interval := queue_pg.plain_interval(schedule.timeout);
 begin
   loop
     select s.id, false, s.next_fire_at into schedule.id, schedule.created, schedule.next_fire_at
-    from queue_pg.schedules s where s.org = schedule.org and s.name = schedule.name for update;
+    from queue_pg.schedules s where s.org = v_org and s.name = schedule.name for update;
     if found and schedule.create_only then
       raise exception using errcode = 'QP021', message = format('there is a schedule %s already', schedule.name),
         detail = jsonb_build_object('name', schedule.name)::text;
@@ -470,7 +471,7 @@ begin
       org, name, kind, payload, cron, every, at, time_zone, starts_at, ends_at, jitter, missed, paused, queue, priority,
       max_attempts, timeout, tags, metadata, origin, limit_key, cost)
     values (
-      coalesce(schedule.org, 'default'), schedule.name, schedule.kind, coalesce(schedule.payload, '{}'), schedule.cron,
+      v_org, schedule.name, schedule.kind, coalesce(schedule.payload, '{}'), schedule.cron,
       schedule.every, schedule.at, coalesce(schedule.time_zone, 'UTC'), schedule.starts_at, schedule.ends_at,
       coalesce(schedule.jitter, '0'), coalesce(schedule.missed, 'once'), coalesce(schedule.paused, false),
       coalesce(schedule.queue, 'default'), coalesce(schedule.priority, 0), schedule.max_attempts, v_timeout,
@@ -500,7 +501,7 @@ as $$
 begin
   if exists (
     select from queue_pg.schedules s
-    where s.org = register_schedule.org and s.name = register_schedule.kind and s.origin = 'user') then
+    where s.org = coalesce(register_schedule.org, 'default') and s.name = register_schedule.kind and s.origin = 'user') then
     return false;
   end if;
   perform queue_pg.schedule(

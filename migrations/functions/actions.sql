@@ -143,8 +143,6 @@ declare
   v_ids uuid[];
   v_lock record;
   v_statement text;
-  v_workers text[];
-  v_tasks uuid[];
   v_error jsonb;
   v_done uuid[];
   v_id uuid;
@@ -227,21 +225,23 @@ begin
   skipped := jsonb_build_object(
     'locked', cardinality(v_lock.busy), 'gone', matched - cardinality(v_ids) - cardinality(v_lock.busy));
   if v_ids <> '{}' and action = 'cancel' then
-    select array_agg(distinct j.worker_id) filter (where j.state = 'running'), array_agg(j.id) filter (where j.parents_left > 0)
-    into v_workers, v_tasks
-    from unnest(v_ids) as i (id) join queue_pg.jobs j on j.id between i.id and i.id;
     v_error := jsonb_build_object('code', 'cancelled', 'message', coalesce(reason, 'cancelled on request'));
-    perform queue_pg.record_events(
-      v_ids, array_fill('cancelled'::text, array[cardinality(v_ids)]),
-      array_fill(jsonb_build_object('error', v_error), array[cardinality(v_ids)]));
-    v_done := queue_pg.retire(
-      v_ids, array_fill('cancelled'::queue_pg.job_state, array[cardinality(v_ids)]),
-      array_fill(null::jsonb, array[cardinality(v_ids)]), array_fill(v_error, array[cardinality(v_ids)]));
-    perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
-    if v_tasks is not null then
-      perform queue_pg.cancel_subtasks(v_tasks, v_error);
-    end if;
-    changed := cardinality(v_done);
+    begin
+      v_done := queue_pg.lock_families_soon(v_ids);
+    exception when lock_not_available or deadlock_detected then
+      -- Somebody keeps a subtask locked: without the tasks of those.
+      v_done := '{}';
+      foreach v_id in array v_ids loop
+        begin
+          v_done := v_done || queue_pg.lock_families_soon(array[v_id]);
+        exception when lock_not_available or deadlock_detected then
+          skipped := skipped || jsonb_build_object('locked', (skipped ->> 'locked')::integer + 1);
+        end;
+      end loop;
+      select array_agg(distinct d) into v_done from unnest(v_done) d;
+    end;
+    perform queue_pg.end_cancelled(coalesce(v_done, '{}'), v_error);
+    select count(*) into changed from (select unnest(v_ids) intersect select unnest(v_done)) c;
   elsif v_ids <> '{}' and action = 'reprioritize' then
     -- A FILTER, not a WHERE, of which the statistics may say that it leaves one job: then all would be read for each id.
     select coalesce(array_agg(j.id order by j.id) filter (where j.priority <> act_on_jobs.priority), '{}') into v_done
@@ -257,6 +257,13 @@ begin
     end if;
     skipped := skipped || jsonb_build_object('same_priority', cardinality(v_ids) - changed);
   elsif v_ids <> '{}' and action = 'retry' then
+    -- Batches in the order of their ids, and shared work in that of its keys, as all who lock several.
+    perform from queue_pg.batches b
+    where b.id = any (array(
+      select f.batch_id from unnest(v_ids) as i (id) join queue_pg.finished_jobs f on f.id between i.id and i.id))
+    order by b.id for update;
+    select array_agg(f.id order by f.cache_key nulls first, f.id) into v_ids
+    from unnest(v_ids) as i (id) join queue_pg.finished_jobs f on f.id between i.id and i.id;
     foreach v_id in array v_ids loop
       -- A subtask may have been put back with its task, a moment ago.
       if exists (select from queue_pg.finished_jobs f where f.id between v_id and v_id) then

@@ -294,6 +294,7 @@ declare
   v_after uuid := coalesce(cancel_batch.after, '00000000-0000-0000-0000-000000000000');
   v_max_jobs integer := least(greatest(coalesce(cancel_batch.max_jobs, 1000), 1), 10000);
   v_ids uuid[];
+  v_locked uuid[];
 begin
   perform from queue_pg.close_batch(cancel_batch.id);
   select b.* into v_batch from queue_pg.batches b where b.id = cancel_batch.id;
@@ -308,8 +309,10 @@ begin
     select j.id from queue_pg.jobs j
     where j.batch_id = cancel_batch.id and j.id > v_after
     order by j.id limit v_max_jobs) p;
-  -- Locked there, together with their subtasks. One that ends in the meantime was not cancelled.
-  cancelled := cardinality(queue_pg.cancel_jobs(v_ids, v_error));
+  v_locked := queue_pg.lock_families(v_ids);
+  perform queue_pg.end_cancelled(v_locked, v_error);
+  -- Without subtasks, and those that have ended in the meantime.
+  select count(*) into cancelled from (select unnest(v_ids) intersect select unnest(v_locked)) c;
   last_id := case when cardinality(v_ids) = v_max_jobs then v_ids[v_max_jobs] end;
   return next;
 end

@@ -16,7 +16,7 @@ begin
   loop
     select j.* into v_job from queue_pg.jobs j where j.id = cancel.id for update;
     if v_job.parents_left > 0 then
-      perform queue_pg.cancel_jobs(array[v_job.id], v_error);
+      perform queue_pg.end_cancelled(queue_pg.lock_families(array[v_job.id]), v_error);
       exit;
     elsif found then
       perform queue_pg.record_events(array[v_job.id], array['cancelled'], array[jsonb_build_object('error', v_error)]);

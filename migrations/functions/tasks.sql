@@ -290,10 +290,9 @@ begin
 end
 $$;
 
--- Ends those of the jobs that are unfinished as cancelled, with the subtasks of those that are tasks, and theirs; returns
--- those of them that were asked for. All are locked before anything else is done, in the order of their ids, and limits
--- after them, as everywhere.
-create or replace function queue_pg.cancel_jobs(ids uuid[], error jsonb) returns uuid[]
+-- Locks those of the jobs that are unfinished, with the subtasks of those that are tasks, and theirs, and returns them: all
+-- in the order of their ids, as everywhere.
+create or replace function queue_pg.lock_families(ids uuid[]) returns uuid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -306,11 +305,10 @@ as $$
 declare
   v_locked uuid[] := '{}';
   v_left uuid[];
-  v_workers text[];
 begin
   loop
-    -- Of what was looked at before there may be more since: a plan that was made while this waited for its job. Its
-    -- subtasks are newer than all there was.
+    -- At a second look there may be more: a plan that was made while this waited for its job. Its subtasks are newer than all
+    -- there was.
     with recursive family as (
       select j.id, j.parents_left from unnest(ids) as i (id) join queue_pg.jobs j on j.id between i.id and i.id
       union
@@ -328,19 +326,42 @@ begin
       join queue_pg.jobs j on j.id between p.id and p.id
       order by p.id for update of j) l;
   end loop;
-  if v_locked = '{}' then
-    return v_locked;
+  return v_locked;
+end
+$$;
+
+-- The same, for who holds jobs already: raises lock_not_available instead of waiting for one for longer than a moment.
+create or replace function queue_pg.lock_families_soon(ids uuid[]) returns uuid[]
+language sql volatile
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '250ms'
+as $$ select queue_pg.lock_families(ids) $$;
+
+-- Ends jobs as cancelled that the caller has locked, all before this locks any limit.
+create or replace function queue_pg.end_cancelled(ids uuid[], error jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+  v_workers text[];
+begin
+  if ids = '{}' then
+    return;
   end if;
   select array_agg(distinct j.worker_id) filter (where j.state = 'running') into v_workers
-  from unnest(v_locked) as l (id) join queue_pg.jobs j on j.id between l.id and l.id;
+  from unnest(ids) as l (id) join queue_pg.jobs j on j.id between l.id and l.id;
   perform queue_pg.record_events(
-    v_locked, array_fill('cancelled'::text, array[cardinality(v_locked)]),
-    array_fill(jsonb_build_object('error', error), array[cardinality(v_locked)]));
+    ids, array_fill('cancelled'::text, array[cardinality(ids)]),
+    array_fill(jsonb_build_object('error', error), array[cardinality(ids)]));
   perform queue_pg.retire(
-    v_locked, array_fill('cancelled'::queue_pg.job_state, array[cardinality(v_locked)]),
-    array_fill(null::jsonb, array[cardinality(v_locked)]), array_fill(error, array[cardinality(v_locked)]));
+    ids, array_fill('cancelled'::queue_pg.job_state, array[cardinality(ids)]),
+    array_fill(null::jsonb, array[cardinality(ids)]), array_fill(error, array[cardinality(ids)]));
   perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
-  return array(select unnest(ids) intersect select unnest(v_locked));
 end
 $$;
 

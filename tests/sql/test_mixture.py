@@ -15,6 +15,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from queue_pg.testing import Clock
+
 Connection = psycopg.AsyncConnection[Any]
 
 QUEUES = ["a", "b", "c", "work_queue"]
@@ -188,6 +190,21 @@ class Session:
         )
         await self.conn.execute(statement.encode(), (self.job(),))
 
+    async def many(self) -> None:
+        action, state = self.dice.choice(
+            [("cancel", "queued"), ("cancel", "waiting"), ("retry", "failed"), ("retry", "cancelled")]
+        )
+        await self.conn.execute(
+            "select * from queue_pg.act_on_jobs(%s, %s::jsonb, max_jobs => 10)",
+            (action, json.dumps({"state": state, "queue": self.dice.choice(QUEUES)})),
+        )
+
+    async def delete(self) -> None:
+        # Batches go on counting what was deleted.
+        await self.conn.execute(
+            "select queue_pg.delete(j.id) from queue_pg.job(%s) j where j.batch_id is null", (self.job(),)
+        )
+
     async def rerun(self) -> None:
         found = await rows(self.conn, "select id from queue_pg.rerun(%s)", self.job())
         self.known.append(found[0][0])
@@ -251,6 +268,8 @@ WAYS = {
     Session.heartbeat: 4,
     Session.say: 2,
     Session.steer: 12,
+    Session.many: 2,
+    Session.delete: 3,
     Session.rerun: 1,
     Session.batch: 4,
     Session.limit: 3,
@@ -259,10 +278,10 @@ WAYS = {
 }
 
 
-async def drain(conn: Connection) -> None:
+async def drain(conn: Connection, clock: Clock) -> None:
     """Run what there is to its end."""
     await conn.execute("select queue_pg.close_batch(id) from queue_pg.batches where state = 'open'")
-    for _ in range(2_000):
+    for _ in range(1_000):
         await conn.execute("select * from queue_pg.maintain()")
         await conn.execute("select * from queue_pg.claim('w', %s, max_jobs => 1000)", (QUEUES,))
         held = await rows(conn, "select id, lease_token from queue_pg.jobs where state = 'running'")
@@ -271,7 +290,7 @@ async def drain(conn: Connection) -> None:
         if not held and await rows(conn, "select from queue_pg.jobs limit 1") == []:
             break
         if not held:
-            await asyncio.sleep(0.01)  # until what is put off falls due
+            clock.advance(1)  # what is put off falls due
     stuck = "select j.id, j.state::text, j.limit_key, w.* from queue_pg.jobs j, queue_pg.why_waiting(j.id) w"
     assert await rows(conn, stuck) == []
     await conn.execute("select * from queue_pg.maintain()")
@@ -334,7 +353,7 @@ async def mixture(conn: Connection, dsn: str, seed: int, seconds: float) -> Coun
             await session.conn.close()
     assert [wrong for session in sessions for wrong in session.wrong] == []
     await conn.execute("select queue_pg.remove_limit(scope, name) from queue_pg.limits where rate is not null")
-    await drain(conn)
+    await drain(conn, Clock(dsn))
     await check_all(conn)
     return sum((session.done + session.refused for session in sessions), Counter())
 

@@ -203,6 +203,46 @@ async def test_a_plan_made_while_a_cancel_waits_for_it_is_cancelled_too(conn: Co
     assert await rows(conn, "select id from queue_pg.jobs") == []
 
 
+async def test_a_cancel_of_many_leaves_the_task_whose_subtask_somebody_holds(conn: Connection, dsn: str) -> None:
+    """It waits for no more than a moment, with what it has locked."""
+    await conn.execute("select queue_pg.set_limit('key', 'a', max_running => 9)")
+    task = await value(conn, "select queue_pg.submit('k', limit_key => 'a')")
+    [held] = await claim(conn)
+    await finish(conn, held, "plan", PLAN)
+    [subtask, _] = await claim(conn, "parts")
+    later = await value(conn, "select queue_pg.submit('k', limit_key => 'a')")
+    await claim(conn)
+    act = "select matched, changed, skipped from queue_pg.act_on_jobs('cancel', '{\"queue\": \"default\"}')"
+    async with await connect(dsn) as worker, await connect(dsn, autocommit=True) as other:
+        await worker.execute("select from queue_pg.jobs where id = %s for update", (subtask[0],))
+        assert await rows(other, act) == [(2, 1, {"locked": 1})]
+        assert await states(conn, task, later) == ["waiting", "cancelled"]
+        assert await sqlstate_of(worker, "select queue_pg.complete(%s, %s)", subtask) is None
+        await worker.commit()
+        assert await rows(other, act) == [(1, 1, {})]
+    assert await rows(conn, "select id from queue_pg.jobs") == []
+    assert await rows(conn, "select * from queue_pg.recount_limits()") == []
+
+
+async def test_retries_of_many_lock_batches_in_one_order(conn: Connection, dsn: str) -> None:
+    [low, high] = [await value(conn, "select queue_pg.create_batch()") for _ in range(2)]
+    # The first is of the batch that comes second.
+    for batch in (high, low):
+        await conn.execute("select queue_pg.submit('k', batch_id => %s)", (batch,))
+    for job in await claim(conn):
+        await finish(conn, job, "discard")
+    act = "select * from queue_pg.act_on_jobs('retry', '{\"state\": \"failed\"}')"
+    lock = "select from queue_pg.batches where id = %s for update"
+    async with await connect(dsn) as one, await connect(dsn) as other:
+        await one.execute(lock.encode(), (low,))
+        pending = asyncio.create_task(sqlstate_of(other, act))
+        await until_blocked(conn, pending, other.info.backend_pid)
+        assert await sqlstate_of(one, lock, (high,)) is None
+        await one.commit()
+        assert await pending is None
+        await other.commit()
+
+
 # --- locks of shared work ---------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,7 @@ create or replace function queue_pg.lock_matching(statement text, ids uuid[], ou
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set lock_timeout = '250ms'
 as $$

@@ -39,6 +39,23 @@ async def test_sessions_are_set_up(dsn: str) -> None:
         assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == ("10", "25000")
 
 
+async def test_what_others_have_made_in_public_is_not_run(dsn: str, conn: psycopg.AsyncConnection) -> None:
+    """For columns of our own types an operator of theirs fits better than that of Postgres for all types."""
+    await conn.execute(
+        "create table public.robbed (by text);"
+        "create function public.rob(queue_pg.job_state, queue_pg.job_state) returns boolean language plpgsql as"
+        " $$ begin insert into public.robbed values (current_user); return false; end $$;"
+        "create operator public.= (function = public.rob, leftarg = queue_pg.job_state, rightarg = queue_pg.job_state)"
+    )
+    async with Queue(dsn, notify=False) as queue:
+        job = await queue.submit("k", {})
+        [stats] = await queue.stats()
+        assert stats.queued == 1
+        assert (await queue.cancel(job.id)).state == "cancelled"
+    robbed = await conn.execute("select count(*) from public.robbed")
+    assert await robbed.fetchone() == (0,)
+
+
 async def test_statements_are_prepared_where_nothing_is_in_between(dsn: str) -> None:
     async with await connect_async(dsn) as conn:
         await prepare_if_direct(conn)

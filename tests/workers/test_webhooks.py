@@ -9,8 +9,10 @@ import hashlib
 import hmac
 import logging
 import re
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -29,7 +31,7 @@ from queue_pg_workers.handlers.webhook import KIND, MAX_ATTEMPTS, WebhookPayload
 from queue_pg_workers.kinds import webhook_handler
 from queue_pg_workers.main import config_from_json, config_to_json
 from queue_pg_workers.webhooks import sender as sender_module
-from queue_pg_workers.webhooks.addresses import Allowed, is_public
+from queue_pg_workers.webhooks.addresses import Allowed, is_public, resolve
 from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
 from queue_pg_workers.webhooks.signing import Secrets, signature
 from webhook_receiver import Receiver, Reply, receiver
@@ -349,6 +351,25 @@ async def test_every_spelling_of_loopback_is_refused(hooks: Receiver, host: str)
     assert hooks.requests == []
 
 
+async def test_names_that_nobody_answers_for_keep_nothing_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def look_up(*_: Any, **__: Any) -> list[Any]:
+        answered.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    waiting = [asyncio.create_task(resolve(f"silent{number}.example", 80)) for number in range(40)]
+    try:
+        await asyncio.sleep(0)
+        # Artifacts and commands use the loop's threads.
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+    finally:
+        answered.set()
+        await asyncio.gather(*waiting)
+
+
 async def test_a_name_is_resolved_once_and_the_checked_address_is_used(hooks: Receiver) -> None:
     asked: list[str] = []
 
@@ -395,8 +416,8 @@ async def test_a_name_that_does_not_resolve_is_tried_again() -> None:
     async def failing(_host: str, _port: int) -> Sequence[str]:
         raise OSError(-3, "Temporary failure in name resolution")
 
-    for resolve in (failing, resolving()):
-        outcome = await send(WebhookSender(WebhookSettings(), resolve=resolve), "http://nowhere.example/")
+    for unresolving in (failing, resolving()):
+        outcome = await send(WebhookSender(WebhookSettings(), resolve=unresolving), "http://nowhere.example/")
         assert isinstance(outcome, Fail)
         assert (outcome.code, outcome.retry) == ("webhook_unreachable", True)
 

@@ -11,7 +11,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from queue_pg.errors import ConfigError
 
@@ -90,10 +92,15 @@ def is_public(address: IPAddress) -> bool:
     )
 
 
+# Threads of their own: a name whose servers are silent keeps one for half a minute, and nobody can end it. The loop's
+# own ones, which artifacts and commands need, would soon be waiting for names of somebody's choice.
+_resolving = ThreadPoolExecutor(max_workers=16, thread_name_prefix="webhook-names")
+
+
 async def resolve(host: str, port: int) -> list[str]:
     """Return the addresses of a host, each once. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_resolving, look_up)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

@@ -26,9 +26,10 @@ KEEPALIVES: Final[dict[str, str | int]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
-# The path: who may create operators and functions in a schema on it would have us run them, with all that we may.
+# Who may create operators and functions in a schema on the path would have us run them, with all that we may.
+SAFE_PATH: Final = "-c search_path=pg_catalog,pg_temp"
 SESSION_OPTIONS: Final = (
-    "-c search_path=pg_catalog,pg_temp -c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres"
+    f"{SAFE_PATH} -c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres"
     " -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s"
 )
 CONNECT_TIMEOUT_SECONDS: Final = 10

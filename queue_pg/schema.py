@@ -23,6 +23,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from queue_pg.connections import SAFE_PATH, LibraryConnection, connect_arguments
 from queue_pg.errors import (
     DatabaseUnavailable,
     MigrationBusy,
@@ -197,7 +198,9 @@ def snapshot(conn: Connection) -> list[str]:
 def connect(dsn: str) -> Generator[Connection]:
     """A connection for migrations; autocommit, no prepared statements (safe behind a pooler)."""
     try:
-        conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None, application_name="queue-pg migrate")
+        # A migration may take long, so without the other options; views keep the operators they were made with.
+        arguments = connect_arguments(dsn, application="queue-pg migrate", options=SAFE_PATH)
+        conn = LibraryConnection.connect(**arguments)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(
             f"Cannot connect to Postgres: {' '.join(str(error).split())}",

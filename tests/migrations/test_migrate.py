@@ -25,6 +25,13 @@ def test_from_empty_all_is_applied_once(empty_dsn: str) -> None:
     assert schema.migrate(empty_dsn) == []
 
 
+def test_operators_of_others_get_into_no_view(dsn: str, db: schema.Connection) -> None:
+    assert db.execute("show search_path").fetchone() == ("pg_catalog,pg_temp",)
+    mine = psycopg.conninfo.make_conninfo(dsn, options="-c search_path=public")
+    with schema.connect(mine) as connection:
+        assert connection.execute("show search_path").fetchone() == ("public",)
+
+
 def test_migrations_equal_the_committed_snapshot(db: schema.Connection) -> None:
     # After a deliberate change: make snapshot
     assert schema.verify(db) == []

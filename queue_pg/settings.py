@@ -260,7 +260,7 @@ def _explain(error: ValidationError, found: Mapping[str, FoundValue], given: Map
     field = Settings.model_fields.get(name)
     if field is None:
         return ConfigError(f"There is no setting {name!r}.", setting=name)
-    needed = _SUBJECT.sub("", first["msg"])
+    needed = _SUBJECT.sub("", first["msg"]).replace(" after validation, not 0", "")
     if name in given:
         return ConfigError(f"{name} = {_shown(name, field, given[name])!r} makes no sense: it {needed}.", setting=name)
     at = found[name]

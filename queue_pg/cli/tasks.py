@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from queue_pg.cli.connect import find_database, load_settings, open_queue
-from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, print_fields, print_json, print_line, print_table
+from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, print_fields, print_json, print_line, print_table, say
 from queue_pg.cli.submit import check_kind
 from queue_pg.cli.values import choice, optional_duration, optional_time, parse_payload, parse_priority
 from queue_pg.models import JobState
@@ -50,6 +50,7 @@ def list_tasks(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many tasks at most.")] = 50,
     offset: Annotated[int, typer.Option(min=0, max=10_000, help="How many to pass over.")] = 0,
+    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -59,7 +60,7 @@ def list_tasks(
         return
     wanted = choice(state, list(JobState), field="state")
     with open_queue(database_url) as queue:
-        page = queue.list_tasks(state=wanted, parent_task_id=parent, limit=limit, offset=offset)
+        page = queue.list_tasks(state=wanted, parent_task_id=parent, limit=limit, offset=offset, cursor=cursor)
     if as_json:
         print_json({"tasks": [_fields(task) for task in page.tasks], "next_cursor": page.next_cursor})
         return
@@ -85,6 +86,8 @@ def list_tasks(
         ],
         empty="No tasks.",
     )
+    if page.next_cursor is not None:
+        say(f"There are more: --cursor {page.next_cursor}")
 
 
 def submit(

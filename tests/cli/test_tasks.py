@@ -97,6 +97,17 @@ def test_refusals(cli: Any, argv: list[str], code: int, said: str) -> None:
     assert said in refused.err
 
 
+def test_pages_of_tasks(cli: Any) -> None:
+    ids = [cli("tasks", "submit", "--prompt", str(number)).ids[0] for number in range(3)]
+    first = cli("tasks", "--limit", "2", "--json").json
+    assert [task["id"] for task in first["tasks"]] == ids[:0:-1]
+    assert f"There are more: --cursor {first['next_cursor']}" in cli("tasks", "--limit", "2").err
+    rest = cli("tasks", "--limit", "2", "--cursor", first["next_cursor"])
+    assert (ids[0] in rest.out, rest.err) == (True, "")
+    refused = cli("tasks", "--cursor", "x")
+    assert (refused.code, "cursor: is not a cursor of this list" in refused.err) == (2, True)
+
+
 def test_a_kind_that_looks_mistyped(cli: Any, work: Any) -> None:
     [done] = cli("tasks", "submit", "--prompt", "Hi").ids
     work.complete()

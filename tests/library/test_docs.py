@@ -238,6 +238,8 @@ PYTHON = [
         "webhooks",
         "tasks",
         "caching",
+        "schedules",
+        "commands",
     )
     for block in blocks(f"{guide}.md", "python")
 ]

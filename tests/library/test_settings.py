@@ -146,7 +146,7 @@ def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("JOB_TIMEOUT", "nan", "JOB_TIMEOUT=nan makes no sense: it should be a finite number"),
         ("QUEUE_PG_NOTIFY", "maybe", "QUEUE_PG_NOTIFY=maybe makes no sense: it should be a valid boolean"),
         ("LLM_PROVIDER", "gpt", "LLM_PROVIDER=gpt makes no sense: it should be 'mock' or 'openai'"),
-        ("QUEUES", ",", "QUEUES=, makes no sense: it should have at least 1 item"),
+        ("QUEUES", ",", "QUEUES=, makes no sense: it should have at least 1 item."),
         ("ZWORKER_MODE", "podman", "ZWORKER_MODE=podman makes no sense: it should be 'local', 'docker' or 'custom'"),
         ("COMMAND_IMAGE", "-v", "COMMAND_IMAGE=-v makes no sense"),
         ("COMMAND_CLASS", "a", "COMMAND_CLASS=a makes no sense"),

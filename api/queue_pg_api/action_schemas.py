@@ -79,7 +79,7 @@ class ActionAnswer(Answer):
     changed: int
     skipped: dict[str, int] = Field(
         description="The others by reason: `locked` by a transaction, `gone` (changed meanwhile), `same_priority`, "
-        "`awaited` (a waiting child may need its result).",
+        "`awaited` (a waiting child may need its result), `incomplete` (a task whose subtask is forgotten).",
         examples=[{"locked": 1}],
     )
     done: bool = Field(description="False: it took too long. Send the request again with `cursor`.")

@@ -111,7 +111,7 @@ $$;
 -- created_after and created_before, or {"all": true}; an empty one is refused. `org` null: of all organisations.
 -- `matched` jobs were found, `changed` of them changed; the others are counted by reason in `skipped`: locked (by another
 -- transaction, for longer than a moment), gone (they did not match any more when they were locked), awaited (delete: a
--- child waits), same_priority. What ends, or is retried, because another job was is not counted.
+-- child waits), same_priority, incomplete (retry: a subtask of it is forgotten). What ends, or is retried, because another job was is not counted.
 -- Call it again with `after` => last_id and the same `as_of` until last_id is null; a bite may find nothing. With `dry_run`
 -- nothing is changed, and a bite counts what it finds among 50,000 jobs.
 create or replace function queue_pg.act_on_jobs(
@@ -148,6 +148,7 @@ declare
   v_done uuid[];
   v_id uuid;
   v_forgotten record;
+  v_incomplete integer := 0;
 begin
   if action is null or action not in ('cancel', 'retry', 'reprioritize', 'delete') then
     perform queue_pg.raise_invalid('action', 'must be cancel, retry, reprioritize or delete');
@@ -265,13 +266,14 @@ begin
     order by b.id for update;
     select array_agg(f.id order by f.cache_key nulls first, f.id) into v_ids
     from unnest(v_ids) as i (id) join queue_pg.finished_jobs f on f.id between i.id and i.id;
-    foreach v_id in array v_ids loop
-      -- A subtask may have been put back with its task, a moment ago.
-      if exists (select from queue_pg.finished_jobs f where f.id between v_id and v_id) then
-        perform from queue_pg.retry(v_id, max_attempts, fresh);
+    foreach v_id in array coalesce(v_ids, '{}') loop
+      if queue_pg.retry_if_whole(v_id, max_attempts, fresh) then
+        changed := changed + 1;
+      else
+        v_incomplete := v_incomplete + 1;
       end if;
-      changed := changed + 1;
     end loop;
+    skipped := skipped || jsonb_build_object('incomplete', v_incomplete);
   elsif v_ids <> '{}' then
     v_forgotten := queue_pg.forget_jobs(v_ids);
     changed := cardinality(v_forgotten.deleted);

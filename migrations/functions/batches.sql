@@ -322,7 +322,8 @@ comment on function queue_pg.cancel_batch is
   'Closes a batch and cancels some of its unfinished jobs; call it again with after => last_id until that is null.';
 
 -- Puts up to `max_jobs` failed jobs of a batch back into their queues, with `and_cancelled` also cancelled ones, in the
--- order of their ids; a finished batch is closed again until they have ended. Call it again with `after` => last_id until
+-- order of their ids; a finished batch is closed again until they have ended. Tasks of which a subtask is forgotten stay as they
+-- are. Call it again with `after` => last_id until
 -- last_id is null. Raises QP001.
 create or replace function queue_pg.retry_failed(
   id uuid, max_attempts integer default null, and_cancelled boolean default false, max_jobs integer default 1000,
@@ -356,11 +357,13 @@ begin
     where f.batch_id = retry_failed.id and f.id > v_after and f.state in ('failed', 'cancelled')
       and (f.state = 'failed' or retry_failed.and_cancelled) and f.retain_until > v_now
     order by f.id limit v_max_jobs for update skip locked) p;
+  retried := 0;
   foreach v_id in array coalesce(v_ids, '{}') loop
-    perform from queue_pg.retry(v_id, retry_failed.max_attempts);
+    if queue_pg.retry_if_whole(v_id, retry_failed.max_attempts) then
+      retried := retried + 1;
+    end if;
   end loop;
-  retried := coalesce(cardinality(v_ids), 0);
-  last_id := case when retried = v_max_jobs then v_last end;
+  last_id := case when cardinality(v_ids) = v_max_jobs then v_last end;
   return next;
 end
 $$;

@@ -399,6 +399,37 @@ begin
 end
 $$;
 
+-- For those who retry many: retry() of a job that has ended, unless it is a task of which a subtask is forgotten; that stays as it
+-- is, and the answer is false. True also of one that was put back a moment ago, as a subtask with its task.
+create or replace function queue_pg.retry_if_whole(id uuid, max_attempts integer default null, fresh boolean default false)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+declare
+  v_parents_left integer;
+begin
+  select f.parents_left into v_parents_left from queue_pg.finished_jobs f
+  where f.id between retry_if_whole.id and retry_if_whole.id;
+  if not found then
+    return true;
+  elsif v_parents_left > 0 then
+    -- For these alone: many subtransactions slow down everybody.
+    begin
+      perform from queue_pg.retry(retry_if_whole.id, retry_if_whole.max_attempts, retry_if_whole.fresh);
+    exception when sqlstate 'QP002' then
+      return false;
+    end;
+  else
+    perform from queue_pg.retry(retry_if_whole.id, retry_if_whole.max_attempts, retry_if_whole.fresh);
+  end if;
+  return true;
+end
+$$;
+
 -- Whether a job has subtasks.
 create or replace function queue_pg.is_planned(id uuid) returns boolean
 language sql volatile as $$

@@ -243,6 +243,30 @@ async def test_retries_of_many_lock_batches_in_one_order(conn: Connection, dsn: 
         await other.commit()
 
 
+async def test_one_task_that_cannot_be_retried_keeps_no_other_from_it(conn: Connection, clock: Clock) -> None:
+    """Its subtask is forgotten sooner than itself."""
+    await conn.execute("select queue_pg.configure_queue('parts', retention => '1 minute')")
+    batch = await value(conn, "select queue_pg.create_batch()")
+    task = await value(conn, "select queue_pg.submit('k', batch_id => %s)", batch)
+    [held] = await claim(conn)
+    await finish(conn, held, "plan", PLAN)
+    plain = await value(conn, "select queue_pg.submit('k', batch_id => %s)", batch)
+    for job in (*await claim(conn, "parts"), *await claim(conn)):
+        await finish(conn, job, "discard")
+    clock.advance(3600)
+    await conn.execute("select queue_pg.sweep()")
+    assert await rows(conn, "select retried from queue_pg.retry_failed(%s)", batch) == [(1,)]
+    assert await states(conn, task, plain) == ["failed", "queued"]
+    await conn.execute("select queue_pg.cancel(%s)", (plain,))
+    for state, changed, skipped in (("failed", 0, {"incomplete": 1}), ("cancelled", 1, {})):
+        assert await rows(
+            conn,
+            "select changed, skipped from queue_pg.act_on_jobs('retry', jsonb_build_object('state', %s::text))",
+            state,
+        ) == [(changed, skipped)]
+    assert await states(conn, task, plain) == ["failed", "queued"]
+
+
 # --- locks of shared work ---------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from queue_pg.errors import (
     MigrationDiverged,
     NotMigrated,
     PayloadTooLarge,
+    QueueDraining,
     QueuePgError,
     ScheduleExists,
     ScheduleNotFound,
@@ -71,6 +72,7 @@ from queue_pg.models import (
     WorkerInfo,
 )
 from queue_pg.payloads import Unreadable
+from queue_pg.scale_model import Scale
 from queue_pg.schedules import NewSchedule, Schedule, Timing
 from queue_pg.suspension import Suspended
 from queue_pg.task_model import NewTask, TaskInfo, TaskPage
@@ -135,8 +137,10 @@ __all__ = [
     "PayloadTooLarge",
     "Plan",
     "Queue",
+    "QueueDraining",
     "QueuePgError",
     "QueueStats",
+    "Scale",
     "Schedule",
     "ScheduleExists",
     "ScheduleNotFound",

@@ -1,4 +1,4 @@
-"""Actions on many jobs and the deletion of one as seen by the library: one function a statement, as in store.py.
+"""Actions on many jobs, the deletion of one, and the scale of a queue as seen by the library, as in store.py.
 
 `action_store_sync.py` is generated from this file by tools/async_to_sync.py.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
 from queue_pg.action_model import ActionBite
+from queue_pg.scale_model import Scale
 from queue_pg.statements import statement
 
 
@@ -60,3 +61,29 @@ async def act_on_jobs(
 async def delete(conn: AsyncConnection[Any], job_id: UUID, *, cancel: bool, org: str | None) -> bool:
     """Delete a job; False: no such job in this org. One that may not be deleted raises QP002."""
     return bool(await _all(conn, "delete", {"id": job_id, "cancel": cancel, "org": org}))
+
+
+async def scale(
+    conn: AsyncConnection[Any],
+    queue: str,
+    *,
+    slots: int | None,
+    jobs_per_worker: float | None,
+    target_wait: timedelta | None,
+    job_seconds: float | None,
+    min_workers: int,
+    max_workers: int,
+    org: str | None,
+) -> Scale:
+    params = {
+        "queue": queue,
+        "slots": slots,
+        "jobs_per_worker": jobs_per_worker,
+        "target_wait": target_wait,
+        "job_seconds": job_seconds,
+        "min_workers": min_workers,
+        "max_workers": max_workers,
+        "org": org,
+    }
+    [row] = await _all(conn, "scale", params)
+    return Scale(queue=queue, **row)

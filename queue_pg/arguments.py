@@ -111,6 +111,15 @@ def duration(field: str, value: timedelta | float | None) -> timedelta | None:
     return None if number is None else timedelta(seconds=number)
 
 
+def number(field: str, value: Any) -> float | None:
+    """Return a number that Postgres can compare with its bounds; which it has are its business."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= 1e15:
+        raise InvalidJob(field, "must be a number")
+    return float(value)
+
+
 def wait(field: str, value: timedelta | float | None) -> timedelta | None:
     """Return a time to wait, which is not negative."""
     number = seconds(field, value, shortest=timedelta(0), longest=_LONGEST)

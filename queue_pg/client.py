@@ -45,6 +45,7 @@ from queue_pg.planning import AsyncPlanning
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.pulling import AsyncPulling
 from queue_pg.reading import AsyncReading
+from queue_pg.scaling import AsyncScaling
 from queue_pg.scheduling import AsyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.stepping import AsyncStepping
@@ -69,6 +70,7 @@ class Queue(
     AsyncLimiting,
     AsyncPlanning,
     AsyncActing,
+    AsyncScaling,
 ):
     """The queue in one Postgres database.
 
@@ -453,8 +455,17 @@ class Queue(
         async with self.connection() as conn:
             await store.pause_queue(conn, queue, until=until, org=self.org or "default")
 
+    async def drain(self, queue: str) -> None:
+        """Have a queue take no new jobs (QueueDraining) until `resume`; those it has are done.
+
+        It ends a pause, and a pause ends it. Retries, subtasks of its jobs and callbacks of batches are let in.
+        """
+        arguments.check_filters(queue=queue)
+        async with self.connection() as conn:
+            await store.drain_queue(conn, queue, org=self.org or "default")
+
     async def resume(self, queue: str) -> None:
-        """Allow claims from a paused queue again."""
+        """End the pause of a queue, or have a draining one take jobs again."""
         arguments.check_filters(queue=queue)
         async with self.connection() as conn:
             await store.resume_queue(conn, queue, org=self.org or "default")

@@ -48,6 +48,7 @@ from queue_pg.planning_sync import SyncPlanning
 from queue_pg.pool_sync import SyncPool, lend
 from queue_pg.pulling_sync import SyncPulling
 from queue_pg.reading_sync import SyncReading
+from queue_pg.scaling_sync import SyncScaling
 from queue_pg.scheduling_sync import SyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.stepping_sync import SyncStepping
@@ -72,6 +73,7 @@ class SyncQueue(
     SyncLimiting,
     SyncPlanning,
     SyncActing,
+    SyncScaling,
 ):
     """The queue in one Postgres database.
 
@@ -456,8 +458,17 @@ class SyncQueue(
         with self.connection() as conn:
             store.pause_queue(conn, queue, until=until, org=self.org or "default")
 
+    def drain(self, queue: str) -> None:
+        """Have a queue take no new jobs (QueueDraining) until `resume`; those it has are done.
+
+        It ends a pause, and a pause ends it. Retries, subtasks of its jobs and callbacks of batches are let in.
+        """
+        arguments.check_filters(queue=queue)
+        with self.connection() as conn:
+            store.drain_queue(conn, queue, org=self.org or "default")
+
     def resume(self, queue: str) -> None:
-        """Allow claims from a paused queue again."""
+        """End the pause of a queue, or have a draining one take jobs again."""
         arguments.check_filters(queue=queue)
         with self.connection() as conn:
             store.resume_queue(conn, queue, org=self.org or "default")

@@ -13,6 +13,7 @@
     │   ├── InvalidJob
     │   │   └── PayloadTooLarge
     │   ├── UnknownKind
+    │   ├── QueueDraining
     │   └── UniqueKeyConflict
     ├── ArtifactError               an artifact was not stored, or cannot be read
     │   ├── InvalidArtifact
@@ -172,6 +173,21 @@ class UnknownKind(SubmitError):
         self.field = "kind"
         self.kind = kind
         self.suggestions = list(suggestions)
+
+
+class QueueDraining(SubmitError):
+    """The queue takes no new jobs until it is resumed."""
+
+    code = "queue_draining"
+    exit_code = 6
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(
+            f"queue: {queue!r} is draining: it takes no new jobs.",
+            hint="Submit to another queue, or resume this one.",
+        )
+        self.field = "queue"
+        self.queue = queue
 
 
 class UniqueKeyConflict(SubmitError):

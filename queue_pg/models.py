@@ -390,7 +390,10 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStats:
-    """Counts of one queue by state; `oldest_queued_seconds` is the age of the job that has been claimable longest."""
+    """Counts of one queue by state; `oldest_queued_seconds` is the age of the job that has been claimable longest.
+
+    A queue is active, paused (it hands out no jobs) or draining (it takes no new ones).
+    """
 
     org: str
     queue: str
@@ -404,6 +407,11 @@ class QueueStats:
     failed: int
     cancelled: int
     oldest_queued_seconds: float | None
+    draining: bool
+
+    @property
+    def state(self) -> Literal["active", "paused", "draining"]:
+        return "paused" if self.paused else "draining" if self.draining else "active"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

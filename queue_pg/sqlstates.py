@@ -28,6 +28,7 @@ from queue_pg.errors import (
     InvalidTransition,
     JobNotFound,
     LeaseLost,
+    QueueDraining,
     QueuePgError,
     ScheduleExists,
     ScheduleNotFound,
@@ -151,6 +152,10 @@ def _key_conflict(facts: _Facts) -> QueuePgError:
     return UniqueKeyConflict(str(details["unique_key"]), _uuid(details.get("id")))
 
 
+def _draining(facts: _Facts) -> QueuePgError:
+    return QueueDraining(str(facts.details().get("queue", "")))
+
+
 def _no_schedule(facts: _Facts) -> QueuePgError:
     return ScheduleNotFound(str(facts.details().get("name", "")))
 
@@ -226,6 +231,7 @@ _BY_SQLSTATE: Final[dict[str, Callable[[_Facts], QueuePgError]]] = {
     "QP003": _lease_lost,
     "QP004": _key_conflict,
     "QP005": _invalid,
+    "QP006": _draining,
     "QP020": _no_schedule,
     "QP021": _schedule_exists,
     "QP030": _artifact_refused,

@@ -271,6 +271,10 @@ async def pause_queue(conn: AsyncConnection[Any], queue: str, *, until: datetime
     await _run(conn, "pause_queue", {"queue": queue, "until": until, "org": org})
 
 
+async def drain_queue(conn: AsyncConnection[Any], queue: str, *, org: str) -> None:
+    await _run(conn, "drain_queue", {"queue": queue, "org": org})
+
+
 async def resume_queue(conn: AsyncConnection[Any], queue: str, *, org: str) -> None:
     await _run(conn, "resume_queue", {"queue": queue, "org": org})
 

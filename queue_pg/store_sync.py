@@ -274,6 +274,10 @@ def pause_queue(conn: Connection[Any], queue: str, *, until: datetime | None, or
     _run(conn, "pause_queue", {"queue": queue, "until": until, "org": org})
 
 
+def drain_queue(conn: Connection[Any], queue: str, *, org: str) -> None:
+    _run(conn, "drain_queue", {"queue": queue, "org": org})
+
+
 def resume_queue(conn: Connection[Any], queue: str, *, org: str) -> None:
     _run(conn, "resume_queue", {"queue": queue, "org": org})
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "store", "schedule_store", "batch_store", "artifact_store", "step_store", "pool", "waiting", "feed", "pulling",
     "reading", "scheduling", "stepping", "batching", "artifacts", "templating", "planning", "limit_store",
-    "limiting", "action_store", "acting", "bulk", "client",
+    "limiting", "action_store", "acting", "scaling", "bulk", "client",
 )  # fmt: skip
 TWINS = {f"{name}.py": f"{name}_sync.py" for name in MODULES}
 NAMES = {
@@ -44,6 +44,7 @@ NAMES = {
     "AsyncReading": "SyncReading",
     "AsyncScheduling": "SyncScheduling",
     "AsyncQueueCalls": "SyncQueueCalls",
+    "AsyncScaling": "SyncScaling",
     "AsyncSignal": "SyncSignal",
     "AsyncSlots": "SyncSlots",
     "AsyncStepping": "SyncStepping",
@@ -69,6 +70,7 @@ NAMES = {
     "planning": "planning_sync",
     "pulling": "pulling_sync",
     "reading": "reading_sync",
+    "scaling": "scaling_sync",
     "scheduling": "scheduling_sync",
     "saving_async": "saving_sync",
     "upload_async": "upload_sync",

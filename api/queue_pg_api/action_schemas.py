@@ -1,4 +1,4 @@
-"""Bodies, queries and answers of actions on many jobs, and of the deletion of one."""
+"""Bodies, queries and answers of actions on many jobs, of the deletion of one, and of the scale of a queue."""
 
 from __future__ import annotations
 
@@ -84,3 +84,35 @@ class ActionAnswer(Answer):
     )
     done: bool = Field(description="False: it took too long. Send the request again with `cursor`.")
     cursor: str | None
+
+
+class ScaleQuery(Query):
+    """How the workers of a queue are to be counted."""
+
+    slots: int | None = Field(
+        None, ge=1, le=100_000, description="Jobs that a worker runs at once. Default: as those that live do, else 10."
+    )
+    jobs_per_worker: float | None = Field(
+        None, ge=0.001, le=1e9, description="One worker for as many jobs queued or running. Default: its slots."
+    )
+    target_wait: float | None = Field(
+        None, ge=0.001, le=31_536_000, description="Instead: what is queued is to start within as many seconds."
+    )
+    job_seconds: float | None = Field(
+        None, ge=0.000001, le=31_536_000, description="How long a job takes. Default: as the newest ones took."
+    )
+    min: int = Field(0, ge=0, le=100_000, description="Workers at least, unless the queue is paused or draining.")
+    max: int = Field(100, ge=0, le=100_000, description="Workers at most.")
+
+
+class ScaleAnswer(Answer):
+    """How many workers a queue needs, and by what."""
+
+    queue: str
+    desired_workers: int
+    state: Literal["active", "paused", "draining"]
+    queued: int = Field(description="Counted as far as it matters for `max`.")
+    running: int
+    startable: int = Field(description="Of those that are queued: how many limits and pauses let start now.")
+    slots_per_worker: int
+    seconds_per_job: float | None

@@ -337,6 +337,9 @@ class AppendAnswer(Answer):
 class QueueAnswer(Answer):
     queue: str
     org: str
+    state: Literal["active", "paused", "draining"] = Field(
+        description="Paused: it hands out no jobs. Draining: it takes no new ones, and those it has are done."
+    )
     paused: bool
     paused_until: datetime | None
     scheduled: int

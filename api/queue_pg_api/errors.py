@@ -27,6 +27,7 @@ from queue_pg.errors import (
     JobNotFound,
     LeaseLost,
     LimitNotFound,
+    QueueDraining,
     QueuePgError,
     ScheduleExists,
     ScheduleNotFound,
@@ -56,6 +57,7 @@ STATUS_BY_ERROR: dict[type[QueuePgError], int] = {
     TemplateNotFound: 404,
     InvalidTransition: 409,
     LeaseLost: 409,
+    QueueDraining: 409,
     SubmitError: 422,
     WaitTimeout: 504,
     DatabaseUnavailable: 503,
@@ -163,6 +165,8 @@ def _about(error: QueuePgError) -> dict[str, Any]:
             return {"field": error.field}
         case UnknownKind():
             return {"field": error.field, "suggestions": error.suggestions}
+        case QueueDraining():
+            return {"field": error.field, "queue": error.queue}
         case UniqueKeyConflict():
             return {"field": error.field, "job_id": str(error.job_id) if error.job_id else None}
         case ScheduleExists():

@@ -319,6 +319,7 @@ def queue_json(stats: QueueStats) -> dict[str, Any]:
     return {
         "queue": stats.queue,
         "org": stats.org,
+        "state": stats.state,
         "paused": stats.paused,
         "paused_until": timestamp(stats.paused_until),
         "scheduled": stats.scheduled,

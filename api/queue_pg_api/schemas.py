@@ -396,4 +396,8 @@ class ResumeBody(Body):
     """No fields."""
 
 
+class DrainBody(Body):
+    """No fields."""
+
+
 # Apart from `default`, or queue-pg's own workers would take the jobs from under the workers that pull.

@@ -4,7 +4,7 @@
 -- instance shares, so an application must not pay it for workers that are awake anyway. A worker that finds nothing for
 -- a while arms its queues; an INSERT notifies only while its queue is armed; a worker with traffic disarms and looks by
 -- itself every few milliseconds. What is armed are bits of the sequence queue_pg.armed: 0 to 31 are queues by the hash of
--- their name, 61 is for observers (following.sql), 62 is maintenance. Two queues with one bit cost each other a hint too many, no more.
+-- their name, 61 is for observers (following.sql), 62 is maintenance; 60 says that some queue is draining (control.sql). Two queues with one bit cost each other a hint too many, no more.
 --
 -- A hint can be missing: a transaction that inserted before the queue was armed and commits after the worker has looked
 -- sends none. So whoever arms looks once more soon after, and at its poll interval for ever.
@@ -79,7 +79,7 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$
   select queue_pg.change_armed(0, ~(
-    1::bigint << 62 | coalesce((select bit_or(queue_pg.armed_bit(q)) from unnest(kept) q), 0)
+    1::bigint << 62 | (1::bigint << 60) | coalesce((select bit_or(queue_pg.armed_bit(q)) from unnest(kept) q), 0)
     -- following.sql
     | case when exists (select from queue_pg.observers) then 1::bigint << 61 else 0 end))
 $$;

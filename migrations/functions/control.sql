@@ -177,25 +177,72 @@ $$;
 
 comment on function queue_pg.reprioritize is 'Gives an unfinished job another priority, higher first.';
 
+-- A queue is active, paused or draining; each of these three calls replaces what the others have said.
+
 -- Stops claims from a queue, until a moment or until resumed. What runs goes on.
 create or replace function queue_pg.pause_queue(queue text, until timestamptz default null, org text default 'default')
 returns void
 language sql as $$
   insert into queue_pg.queues as q (org, queue, paused_until)
   values (pause_queue.org, pause_queue.queue, coalesce(pause_queue.until, 'infinity'))
-  on conflict on constraint queues_pkey do update set paused_until = excluded.paused_until
+  on conflict on constraint queues_pkey do update set paused_until = excluded.paused_until, draining = false
 $$;
 
 comment on function queue_pg.pause_queue is 'Stops claims from a queue until a moment, or until resumed.';
 
 create or replace function queue_pg.resume_queue(queue text, org text default 'default') returns void
 language sql as $$
-  update queue_pg.queues q set paused_until = null where q.org = resume_queue.org and q.queue = resume_queue.queue;
+  update queue_pg.queues q set paused_until = null, draining = false
+  where q.org = resume_queue.org and q.queue = resume_queue.queue;
   -- Armed or not: whoever waits has found nothing because of the pause.
   select queue_pg.wake()
 $$;
 
-comment on function queue_pg.resume_queue is 'Allows claims from a paused queue again.';
+comment on function queue_pg.resume_queue is 'Ends the pause of a queue, or has a draining one take jobs again.';
+
+-- Has a queue take no new jobs, until resumed: every submission is refused (QP006), a plain INSERT and a COPY too. What is
+-- there is done: claims go on, attempts are retried, a job that waits is released; retries by hand, subtasks that a job of
+-- it plans and callbacks of batches belong to it. A transaction that has submitted before this one commits is not stopped.
+--
+-- An INSERT must not look into queues for it, so there is a bit in queue_pg.armed, which it reads anyway; only while some
+-- queue is draining all look. The bit is set at once and never taken back by a rollback, so it is cleared by maintenance
+-- alone, when no queue is draining.
+create or replace function queue_pg.drain_queue(queue text, org text default 'default') returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_xact_lock(7310579610401947747);
+  perform setval('queue_pg.armed', pg_sequence_last_value('queue_pg.armed') | (1::bigint << 60));
+  insert into queue_pg.queues as q (org, queue, draining) values (drain_queue.org, drain_queue.queue, true)
+  on conflict on constraint queues_pkey do update set draining = true, paused_until = null;
+  -- As resume_queue() does: whoever waits has found nothing, perhaps because of a pause.
+  perform queue_pg.wake();
+end
+$$;
+
+comment on function queue_pg.drain_queue is 'Has a queue take no new jobs until resumed; those it has are done.';
+
+-- Makes the bit say whether a queue is draining; called by sweep(). The lock comes before the look, so that a queue that begins to
+-- drain in between is seen.
+create or replace function queue_pg.tidy_draining() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_bit constant bigint := 1::bigint << 60;
+  v_is_set boolean := pg_sequence_last_value('queue_pg.armed') & v_bit <> 0;
+begin
+  if v_is_set = exists (select from queue_pg.queues q where q.draining)
+    or current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
+    or not pg_try_advisory_xact_lock(7310579610401947747) then
+    return;
+  end if;
+  v_is_set := exists (select from queue_pg.queues q where q.draining);
+  perform setval('queue_pg.armed', case when v_is_set then pg_sequence_last_value('queue_pg.armed') | v_bit
+    else pg_sequence_last_value('queue_pg.armed') & ~v_bit end);
+end
+$$;
 
 -- '1 year' as hours: arithmetic with months depends on the month it starts in.
 create or replace function queue_pg.plain_interval(value interval) returns interval

@@ -161,8 +161,11 @@ begin
       ) w;
     end if;
     if 'plan' = any (v_outcomes) then
+      -- They belong to a job that is there, so a queue that is draining takes them.
+      perform set_config('queue_pg.continuing', 'on', true);
       perform queue_pg.add_subtasks(u.id, u.plan)
       from unnest(v_ids, v_outcomes, v_results) as u (id, outcome, plan) where u.outcome = 'plan';
+      perform set_config('queue_pg.continuing', '', true);
     end if;
     if exists (select from unnest(v_outcomes) o where o <> 'complete') then
       perform queue_pg.record_events(e.ids, e.types, e.data) from (

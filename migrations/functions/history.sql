@@ -145,6 +145,7 @@ begin
   if exists (select from queue_pg.observers o where o.until < v_now) then
     perform queue_pg.unobserve('');
   end if;
+  perform queue_pg.tidy_draining();
   -- Those that have vanished since a round or two ago.
   perform queue_pg.disarm_unserved(w.queues) from queue_pg.workers w
   where w.heartbeat_at between v_now - interval '130 seconds' and v_now - interval '60 seconds';

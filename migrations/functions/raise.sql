@@ -44,6 +44,17 @@ begin
 end
 $$;
 
+create or replace function queue_pg.raise_draining(queue text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = 'QP006', message = format('queue %s is draining: it takes no new jobs', queue),
+    detail = jsonb_build_object('queue', queue)::text,
+    hint = 'Submit to another queue, or resume this one.';
+end
+$$;
+
 create or replace function queue_pg.raise_invalid(field text, reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -35,7 +35,10 @@ begin
   select jsonb_agg(queue_pg.callback_job(c.spec, call_back.batch, call_back.event) order by c.nr) into v_jobs
   from unnest(call_back.specs) with ordinality as c (spec, nr) where c.spec is not null;
   if v_jobs is not null then
+    -- They belong to jobs that were taken, so a queue that is draining takes them too.
+    perform set_config('queue_pg.continuing', 'on', true);
     select array_agg(s.id order by s."position") into v_ids from queue_pg.submit_many(v_jobs) s;
+    perform set_config('queue_pg.continuing', '', true);
   end if;
   return v_ids;
 exception when others then

@@ -5,7 +5,8 @@
 create or replace function queue_pg.queue_stats(only_org text default null)
 returns table (
   org text, queue text, paused boolean, paused_until timestamptz, scheduled bigint, waiting bigint, queued bigint,
-  running bigint, completed bigint, failed bigint, cancelled bigint, oldest_queued_seconds double precision)
+  running bigint, completed bigint, failed bigint, cancelled bigint, oldest_queued_seconds double precision,
+  draining boolean)
 language sql volatile as $$
   with live as (
     select j.org, j.queue,
@@ -26,13 +27,14 @@ language sql volatile as $$
     group by c.org, c.queue
   ),
   configured as (
-    select q.org, q.queue, q.paused_until from queue_pg.queues q where only_org is null or q.org = only_org
+    select q.org, q.queue, q.paused_until, q.draining from queue_pg.queues q where only_org is null or q.org = only_org
   )
   select org, queue, coalesce(c.paused_until > queue_pg.now(), false),
     case when c.paused_until > queue_pg.now() and c.paused_until < 'infinity' then c.paused_until end,
     coalesce(l.scheduled, 0), coalesce(l.waiting, 0), coalesce(l.queued, 0), coalesce(l.running, 0),
     coalesce(f.completed, 0), coalesce(f.failed, 0), coalesce(f.cancelled, 0),
-    case when l.oldest is not null then greatest(extract(epoch from queue_pg.now() - l.oldest), 0) end::double precision
+    case when l.oldest is not null then greatest(extract(epoch from queue_pg.now() - l.oldest), 0) end::double precision,
+    coalesce(c.draining, false)
   from live l full join finished f using (org, queue) full join configured c using (org, queue)
   order by org, queue
 $$;
@@ -57,6 +59,7 @@ declare
   v_parents integer;
   v_wait queue_pg.job_steps;
   v_holder text;
+  v_draining text;
 begin
   select j.* into v_job from queue_pg.job(why_waiting.id) j;
   if v_job.id is null then
@@ -114,7 +117,8 @@ begin
     return;
   end if;
 
-  select q.paused_until into v_paused from queue_pg.queues q where q.org = v_job.org and q.queue = v_job.queue;
+  select q.paused_until, case when q.draining then format(' Queue %s is draining: it takes no new jobs.', v_job.queue) end
+  into v_paused, v_draining from queue_pg.queues q where q.org = v_job.org and q.queue = v_job.queue;
   if v_paused > v_now then
     return query select 'paused', format('Queue %s is paused%s.', v_job.queue,
       case when v_paused < 'infinity' then format(' until %s', v_paused) else ' until it is resumed' end),
@@ -136,7 +140,7 @@ begin
     and v_job.queue = any (w.queues) and v_job.kind = any (w.kinds);
   if v_workers is null then
     return query select 'no_worker',
-      format('No live worker serves queue %s and can run kind %s.', v_job.queue, v_job.kind),
+      format('No live worker serves queue %s and can run kind %s.', v_job.queue, v_job.kind) || coalesce(v_draining, ''),
       null::timestamptz, null::text;
     return;
   end if;
@@ -165,7 +169,7 @@ begin
         case when v_ahead > 10000 then 'More than 10,000' else v_ahead::text end,
         case when v_job.limit_key is null then 'queue' else format('queue and key %s', v_job.limit_key) end)
       when v_free = 0 then format('All %s worker(s) that can run it are busy.', cardinality(v_workers))
-      else 'A worker is free and will claim it now.' end,
+      else 'A worker is free and will claim it now.' end || coalesce(v_draining, ''),
     null::timestamptz, array_to_string(v_workers[1:10], ', ');
 end
 $$;

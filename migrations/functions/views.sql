@@ -3,7 +3,7 @@
 create or replace view queue_pg.overview as
 select
   s.org, s.queue,
-  case when s.paused then 'paused' else 'open' end as status,
+  case when s.paused then 'paused' when s.draining then 'draining' else 'open' end as status,
   s.scheduled, s.waiting, s.queued, s.running, s.completed, s.failed, s.cancelled,
   make_interval(secs => round(s.oldest_queued_seconds::numeric)::double precision) as oldest_queued,
   (select count(*) from queue_pg.workers w

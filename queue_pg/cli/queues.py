@@ -1,4 +1,4 @@
-"""`queues`, `workers`, `stats`: the state of the whole."""
+"""`queues`, `scale`, `workers`, `stats`: the state of the whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from queue_pg.cli.connect import open_queue
 from queue_pg.cli.output import Column, DatabaseUrl, JsonFlag, age, duration, print_json, print_line, print_table
 from queue_pg.cli.text import printable
-from queue_pg.cli.values import optional_until
+from queue_pg.cli.values import optional_duration, optional_until
 from queue_pg.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -23,18 +23,22 @@ QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue.", sho
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    queues = typer.Typer(invoke_without_command=True, help="List queues; pause and resume them.", rich_markup_mode=None)
+    queues = typer.Typer(
+        invoke_without_command=True, help="List queues; pause, drain and resume them.", rich_markup_mode=None
+    )
     queues.callback()(list_queues)
     queues.command("list")(list_queues_again)
     queues.command("pause")(pause)
+    queues.command("drain")(drain)
     queues.command("resume")(resume)
     app.add_typer(queues, name="queues")
+    app.command("scale")(scale)
     app.command("workers")(workers)
     app.command("stats")(stats)
 
 
 def list_queues(context: typer.Context, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
-    """List queues with their counts; pause and resume them."""
+    """List queues with their counts; pause, drain and resume them."""
     context.obj = (as_json, database_url)
     if context.invoked_subcommand is None:
         show_queues(as_json=as_json, database_url=database_url)
@@ -58,10 +62,10 @@ def show_queues(*, as_json: bool, database_url: str | None) -> None:
             Column("queue"),
             *(Column(state, right=True, whole=True, optional=state in SELDOM) for state in STATES),
             Column("oldest", right=True, whole=True, optional=True),
-            Column("paused", whole=True, optional=True),
+            Column("state", whole=True, optional=True),
         ],
         [
-            (item.queue, *_counts(item), age(item.oldest_queued_seconds), _paused(item))
+            (item.queue, *_counts(item), age(item.oldest_queued_seconds), _state_of(item))
             for item in sorted(found, key=lambda item: item.queue)
         ],
         empty="No queues yet: a queue exists once a job was submitted to it.",
@@ -92,10 +96,21 @@ def pause(
         print_line(f"{printable(name)} paused" + (f" until {when.astimezone():%Y-%m-%d %H:%M:%S %Z}" if when else ""))
 
 
+def drain(context: typer.Context, name: QueueName, as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
+    """Take no new jobs into a queue until it is resumed. Those it has are done."""
+    before = _outer(context)
+    with open_queue(database_url or before[1]) as queue:
+        queue.drain(name)
+    if as_json or before[0]:
+        print_json({"queue": name, "state": "draining"})
+    else:
+        print_line(f"{printable(name)} draining")
+
+
 def resume(
     context: typer.Context, name: QueueName, as_json: JsonFlag = False, database_url: DatabaseUrl = None
 ) -> None:
-    """Hand out jobs of a paused queue again."""
+    """Hand out jobs of a paused queue again, or have a draining one take jobs again."""
     before = _outer(context)
     with open_queue(database_url or before[1]) as queue:
         queue.resume(name)
@@ -103,6 +118,31 @@ def resume(
         print_json({"queue": name, "paused": False})
     else:
         print_line(f"{printable(name)} resumed")
+
+
+def scale(
+    name: QueueName,
+    slots: Annotated[int | None, typer.Option(min=1, help="Jobs that a worker runs at once.")] = None,
+    jobs_per_worker: Annotated[float | None, typer.Option(help="One worker for as many jobs.")] = None,
+    target_wait: Annotated[str | None, typer.Option(help="Instead: what is queued starts within this time.")] = None,
+    job_seconds: Annotated[float | None, typer.Option(help="How long a job takes.")] = None,
+    min_workers: Annotated[int, typer.Option("--min", min=0, help="Workers at least.")] = 0,
+    max_workers: Annotated[int, typer.Option("--max", min=0, help="Workers at most.")] = 100,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Print how many workers a queue needs, for scripts that start and stop them."""
+    with open_queue(database_url) as queue:
+        found = queue.scale(
+            name,
+            slots=slots,
+            jobs_per_worker=jobs_per_worker,
+            target_wait=optional_duration(target_wait, field="target_wait"),
+            job_seconds=job_seconds,
+            min_workers=min_workers,
+            max_workers=max_workers,
+        )
+    print_json(found) if as_json else print_line(str(found.desired_workers))
 
 
 def workers(as_json: JsonFlag = False, database_url: DatabaseUrl = None) -> None:
@@ -173,10 +213,11 @@ def _state(worker: WorkerInfo) -> str:
     return "stopping" if worker.stopping else "live"
 
 
-def _paused(item: QueueStats) -> str:
-    if not item.paused:
+def _state_of(item: QueueStats) -> str:
+    if item.state == "active":
         return ""
-    return f"until {item.paused_until.astimezone():%Y-%m-%d %H:%M:%S}" if item.paused_until else "yes"
+    until = f" until {item.paused_until.astimezone():%Y-%m-%d %H:%M:%S}" if item.paused_until else ""
+    return f"{item.state}{until}"
 
 
 def _outer(context: typer.Context) -> tuple[bool, str | None]:

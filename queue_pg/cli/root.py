@@ -46,6 +46,7 @@ BUILT_IN = {
     "queues": "queues",
     "schedules": "schedules",
     "limits": "limits",
+    "scale": "queues",
     "workers": "queues",
     "stats": "queues",
     "migrate": "migrate",

@@ -522,9 +522,8 @@ async def test_pause_and_resume_by_form(web: httpx.AsyncClient, prefix: str, que
 
     assert (await post(web, f"{address}/resume", queue=name)).status_code == 303
     assert not (await queue.stats())[0].paused
-    assert [each.text for each in (await page_of(web, address, prefix)).all("tr", data_key=name)[0].all("button")] == [
-        "Pause"
-    ]
+    [row] = (await page_of(web, address, prefix)).all("tr", data_key=name)
+    assert [each.text for each in row.all("button")] == ["Pause", "Drain"]
     assert (await post(web, f"{address}/pause", queue=name)).status_code == 303
     assert (await queue.stats())[0].paused_until is None
     for wrong in ({}, {"queue": "x" * 201}, {"queue": name, "minutes": "7"}, {"queue": name, "minutes": "-1"}):

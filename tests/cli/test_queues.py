@@ -21,6 +21,29 @@ def test_queues_are_listed_paused_and_resumed(cli: Any, work: Any) -> None:
     assert work.value("select count(*) from queue_pg.claim('w', array['gpu'])") == 1
 
 
+def test_draining(cli: Any, work: Any) -> None:
+    assert cli("queues", "drain", "gpu").out == "gpu draining\n"
+    assert cli("queues").out.split()[-1] == "draining"
+    refused = cli("submit", "chat", "{}", "--queue", "gpu", "--any-kind")
+    assert (refused.code, "is draining" in refused.err) == (6, True)
+    lines = b'{"n": 1}\n'
+    assert cli("submit", "chat", "--jsonl", "-", "--queue", "gpu", "--any-kind", stdin=lines).code == 6
+    assert cli("queues", "drain", "gpu", "--json").json == {"queue": "gpu", "state": "draining"}
+    cli("queues", "resume", "gpu")
+    assert cli("submit", "chat", "{}", "--queue", "gpu", "--any-kind").code == 0
+
+
+def test_scale(cli: Any, work: Any) -> None:
+    work.value("select count(queue_pg.submit('chat', queue => 'gpu')) from generate_series(1, 25)")
+    assert cli("scale", "gpu", "--slots", "10").out == "3\n"
+    assert cli("scale", "gpu", "--slots", "10", "--max", "2").out == "2\n"
+    assert cli("scale", "gpu", "--slots", "1", "--target-wait", "1m", "--job-seconds", "12").out == "5\n"
+    found = cli("scale", "gpu", "--jobs-per-worker", "5", "--min", "1", "--json").json
+    assert (found["desired_workers"], found["queued"], found["state"]) == (5, 25, "active")
+    for wrong in (["--min", "3", "--max", "2"], ["--jobs-per-worker", "0"], ["--target-wait", "soon"]):
+        assert cli("scale", "gpu", *wrong).code == 2
+
+
 def test_pausing_for_a_while(cli: Any, work: Any) -> None:
     cli("queues", "pause", "a", "--until", "2999-01-01T00:00:00Z")
     cli("queues", "pause", "b", "--until", "30m")

@@ -150,6 +150,15 @@ def test_batches(folder: Any, shell: Shell, dsn: str, http: Any, api: str) -> No
     assert http("GET", f"{api}/jobs/{callback}?wait=60").body["result"] == "2 of 2"
 
 
+def test_scaling(folder: Any, shell: Shell, dsn: str) -> None:
+    submit(folder, dsn, "send", "{}", "--queue", "mail", "--any-kind")
+    submit(folder, dsn, "send", "{}", "--any-kind")
+    drained, *_, draining, active = shell(block("scaling", "queues drain"))
+    assert [drained, draining["state"], active["state"]] == ["mail draining", "draining", "active"]
+    found, printed = shell(block("scaling", "/scale/default"))
+    assert (found["desired_workers"], found["queued"], printed) == (1, 1, "1")
+
+
 def test_replay(folder: Any, shell: Shell, dsn: str) -> None:
     submit(folder, dsn, "send", "{}", "--queue", "mail", "--any-kind")
     with psycopg.connect(dsn, autocommit=True) as conn:

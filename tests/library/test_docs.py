@@ -132,6 +132,24 @@ async def test_the_page_about_steps_runs(conn: psycopg.AsyncConnection) -> None:
     assert await cursor.fetchall() == [({"prompt": "Say hello", "model": "large", "temperature": 0.2},)]
 
 
+async def test_the_guide_to_scaling_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
+    await conn.execute("insert into queue_pg.jobs (kind, queue) select 'k', 'mail' from generate_series(1, 3)")
+    await conn.execute("insert into queue_pg.jobs (kind) select 'k' from generate_series(1, 30)")
+    states, scale = blocks("scaling.md", "sql")
+    drain, look, resume = (part for part in states.split(";") if part.strip())
+    await conn.execute(drain)
+    assert await (await conn.execute(look)).fetchall() == [("mail", "draining", 0, 0, 3, 0)]
+    await conn.execute(resume)
+    wanted, told = (part for part in scale.split(";") if part.strip())
+    assert await (await conn.execute(wanted)).fetchone() == (3,)
+    assert await (await conn.execute(told)).fetchone() == (1, "active", 30, 0, 30)
+    async with Queue(dsn, notify=False) as queue:
+        code = compile(blocks("scaling.md", "python")[0], "scaling.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        names: dict[str, Any] = {"queue": queue}
+        await eval(code, names)  # noqa: S307
+        assert names["found"].desired_workers == 3
+
+
 async def test_the_guide_to_replaying_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:
     async with Queue(dsn, notify=False) as queue:
         for _ in range(2):

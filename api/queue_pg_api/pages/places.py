@@ -32,6 +32,7 @@ PATHS: Final = {
     "queues": "/console/queues",
     "pause": "/console/queues/pause",
     "resume": "/console/queues/resume",
+    "drain": "/console/queues/drain",
     "limits": "/console/limits",
     "limit_act": "/console/limits/{act}",
     "workers": "/console/workers",

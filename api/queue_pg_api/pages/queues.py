@@ -39,6 +39,11 @@ async def resume(visit: Visit) -> Response:
     return _back(visit)
 
 
+async def drain(visit: Visit) -> Response:
+    await visit.queue.drain(_name(await read_form(visit.request)))
+    return _back(visit)
+
+
 def _name(form: dict[str, str]) -> str:
     name = form.get("queue", "")
     if not 1 <= len(name) <= 200:

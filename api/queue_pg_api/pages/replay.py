@@ -110,12 +110,11 @@ async def act(visit: Visit) -> Response:
     _, wanted = _wanted(visit)
 
     async def do(form: dict[str, str]) -> str:
-        check_fields(form, ("max_attempts", "fresh"))
+        check_fields(form, ("max_attempts",))
         result = await visit.queue.act_on_jobs(
             "retry",
             wanted,
             max_attempts=whole(form, "max_attempts", 1, 1_000),
-            fresh="fresh" in form,
             max_seconds=ACTION_SECONDS,
         )
         given = filters(visit, jobs.FILTERS)

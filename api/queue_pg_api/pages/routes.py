@@ -95,6 +95,7 @@ def console_routes(service: Service) -> list[BaseRoute]:
         route(PATHS["queues"], get=queues.page),
         route(PATHS["pause"], post=queues.pause),
         route(PATHS["resume"], post=queues.resume),
+        route(PATHS["drain"], post=queues.drain),
         route(PATHS["limits"], get=limits.page),
         route(PATHS["limit_act"], post=limits.act),
         route(PATHS["workers"], get=workers.page),

@@ -9,18 +9,25 @@ from starlette.responses import Response
 
 from queue_pg import store
 from queue_pg.models import QueueStats
+from queue_pg_api.action_schemas import ScaleAnswer, ScaleQuery
 from queue_pg_api.answers import QueueAnswer, QueuesAnswer, StatsAnswer, WorkersAnswer
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import invalid, json_response, not_found
 from queue_pg_api.rendering import queue_json, worker_json
-from queue_pg_api.schemas import NoBody, NoQuery, PauseBody, ResumeBody
+from queue_pg_api.schemas import DrainBody, NoBody, NoQuery, PauseBody, ResumeBody
 
 endpoints = Endpoints("Queues")
 
 COUNTED_STATES = ("scheduled", "waiting", "queued", "running", "completed", "failed", "cancelled")
 MAX_NAME_LENGTH = 200
 
-QueueCall = Call[NoQuery, NoBody] | Call[NoQuery, PauseBody] | Call[NoQuery, ResumeBody]
+QueueCall = (
+    Call[NoQuery, NoBody]
+    | Call[NoQuery, PauseBody]
+    | Call[NoQuery, ResumeBody]
+    | Call[NoQuery, DrainBody]
+    | Call[ScaleQuery, NoBody]
+)
 
 
 @endpoints.get("/queues", answers={200: QueuesAnswer}, refuses=(422, 503))
@@ -39,9 +46,20 @@ async def pause_queue(call: Call[NoQuery, PauseBody]) -> Response:
     return json_response(queue_json(await _stats_of(call, name)))
 
 
+@endpoints.post("/queues/{queue:path}/drain", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
+async def drain_queue(call: Call[NoQuery, DrainBody]) -> Response:
+    """Have a queue take no new jobs until it is resumed; those it has are done.
+
+    Submissions to it are refused (409, `queue_draining`). It ends a pause, and a pause ends it.
+    """
+    name = _queue_name(call)
+    await call.queue.drain(name)
+    return json_response(queue_json(await _stats_of(call, name)))
+
+
 @endpoints.post("/queues/{queue:path}/resume", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
 async def resume_queue(call: Call[NoQuery, ResumeBody]) -> Response:
-    """Allow claims from a paused queue again; resuming one that is not paused changes nothing."""
+    """End the pause of a queue, or have a draining one take jobs again; resuming an active one changes nothing."""
     name = _queue_name(call)
     await call.queue.resume(name)
     return json_response(queue_json(await _stats_of(call, name)))
@@ -51,6 +69,27 @@ async def resume_queue(call: Call[NoQuery, ResumeBody]) -> Response:
 async def get_queue(call: Call[NoQuery, NoBody]) -> Response:
     """Read one queue."""
     return json_response(queue_json(await _stats_of(call, _queue_name(call))))
+
+
+@endpoints.get("/scale/{queue:path}", answers={200: ScaleAnswer}, refuses=(404, 422, 503))
+async def get_scale(call: Call[ScaleQuery, NoBody]) -> Response:
+    """Say how many workers a queue needs, for autoscalers; `desired_workers` is what KEDA's metrics-api scaler reads.
+
+    A queue without jobs is answered too.
+    """
+    query = call.query
+    if query.min > query.max:
+        raise invalid("min", "is more than max")
+    found = await call.queue.scale(
+        _queue_name(call),
+        slots=query.slots,
+        jobs_per_worker=query.jobs_per_worker,
+        target_wait=query.target_wait,
+        job_seconds=query.job_seconds,
+        min_workers=query.min,
+        max_workers=query.max,
+    )
+    return json_response(asdict(found))
 
 
 @endpoints.get("/workers", answers={200: WorkersAnswer}, refuses=(422, 503))

@@ -438,7 +438,9 @@ async def test_a_planner_need_not_repeat_what_the_task_says(queue: Queue) -> Non
     new = NewTask(description="one two", planner="llm", subtask_queue="mine", max_attempts=3, timeout=9, model="m")
     task = await queue.submit_task(new)
     await drain(queue, tasks)
-    for subtask in task.subtask_ids:
+    found = await queue.get_task(task.id)
+    assert found.subtasks == ["one", "two"]
+    for subtask in found.subtask_ids:
         job = (await queue.get_task(subtask)).job
         assert (job.queue, job.max_attempts, job.timeout) == ("mine", 3, timedelta(seconds=9))
 

@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     command_network: str = _from("COMMAND_NETWORK", default="none", pattern="^[^-]")
     command_cpus: float = _from("COMMAND_CPUS", default=1.0, ge=0, le=10_000)
 
+    # Metrics of workers, which listen only when there is a port (the API has /metrics), and the logs of both.
+    metrics_port: int | None = _from("QUEUE_PG_METRICS_PORT", ge=0, le=65535)
+    metrics_host: str = _from("QUEUE_PG_METRICS_HOST", default="127.0.0.1", min_length=1)
+    log_format: Literal["text", "json"] = _from("LOG_FORMAT", default="text")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _from("LOG_LEVEL", default="INFO")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
@@ -169,6 +173,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("log_level", mode="before")
     @classmethod

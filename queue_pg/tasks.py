@@ -525,6 +525,12 @@ def current_job() -> JobContext:
     return found()
 
 
+def find_current_job() -> JobContext | None:
+    """Return the context of the running job; None outside of one."""
+    found = _current.get(None)
+    return None if found is None else found()
+
+
 @contextmanager
 def job_context(context: JobContext) -> Generator[JobContext]:
     """Make `context` the current job; for those who run handlers."""

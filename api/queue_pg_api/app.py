@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -38,6 +39,7 @@ from queue_pg_api.routes import (
 )
 from queue_pg_api.routes.sockets import socket_routes
 from queue_pg_api.service import Service
+from queue_pg_api.telemetry import Telemetry, route_templates
 
 STATE_KEY = "queue_pg_service"
 
@@ -89,6 +91,7 @@ def create_app(settings: Settings | None = None, *, queue: Queue | None = None) 
     ]
     app = Starlette(
         routes=routes,
+        middleware=[Middleware(Telemetry, metrics=service.http_metrics, templates=route_templates(routes))],
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_refusal, ApiError: _refusal},
     )

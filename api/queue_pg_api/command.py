@@ -50,6 +50,7 @@ def serve(
             host=settings.api_host,
             port=bound_port,
             log_level=settings.log_level,
+            log_format=settings.log_format,
             access_log=access_log,
             reload=reload,
         )

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import ChangeReload
 
 from queue_pg.errors import ConfigError
+from queue_pg.logs import LogFormat
 from queue_pg_api.app import STATE_KEY
 from queue_pg_api.following import ABORT_KEY
 
@@ -51,7 +52,16 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def configure(app: Any, *, host: str, port: int, log_level: str, access_log: bool, reload: bool) -> uvicorn.Config:
+def configure(
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    log_level: str,
+    access_log: bool,
+    reload: bool,
+    log_format: LogFormat = "text",
+) -> uvicorn.Config:
     """Return the configuration; `app` is the application, or with `reload` the name of its factory."""
     return uvicorn.Config(
         app,
@@ -62,7 +72,7 @@ def configure(app: Any, *, host: str, port: int, log_level: str, access_log: boo
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
-        log_config=_logging(log_level, access_log=access_log),
+        log_config=_logging(log_level, log_format, access_log=access_log),
         access_log=access_log,
         proxy_headers=False,
         server_header=False,
@@ -127,11 +137,11 @@ def _refusal(error: OSError, host: str, port: int) -> ConfigError:
     )
 
 
-def _logging(level: str, *, access_log: bool) -> dict[str, Any]:
+def _logging(level: str, log_format: LogFormat, *, access_log: bool) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "formatters": {"line": {"()": "queue_pg.logs.formatter", "log_format": log_format}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {

@@ -22,6 +22,7 @@ from queue_pg.submission import JobChecker
 from queue_pg.wakeup import DUE, EVENTS, RESULT, TRANSITIONS, WAKE, Wakeups
 from queue_pg_api.claim_room import ClaimRoom, Wanted
 from queue_pg_api.kinds import Kinds
+from queue_pg_api.metrics import DatabaseMetrics, HttpMetrics
 from queue_pg_api.observing import Observing
 from queue_pg_api.pages.figures import Figures
 from queue_pg_api.queue_watch import QueueWatch
@@ -82,6 +83,8 @@ class Service:
         # Each holds a chunk or two of an artifact in memory; further ones wait.
         self.transfers = asyncio.Semaphore(MAX_TRANSFERS)
         self.figures = Figures(self.queue, self.stopping)
+        self.http_metrics = HttpMetrics()
+        self.database_metrics = DatabaseMetrics(self.queue)
         self._probe: asyncio.Task[bool] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._maintaining: asyncio.Task[None] | None = None

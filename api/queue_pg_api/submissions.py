@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from queue_pg.graph import is_part
+from queue_pg.logs import with_request_id
 from queue_pg.models import Job, JobState, NewJob
 from queue_pg_api.bodies import check_model
 from queue_pg_api.endpoints import Call
@@ -55,6 +56,7 @@ def to_new_job(body: SubmitBody, key: str | None, trace: str | None, batch_id: U
         if job.batch_id not in (None, batch_id):
             raise invalid("batch_id", "differs from the batch of the path; leave it out")
         job.batch_id = batch_id
+    job.metadata = with_request_id(job.metadata)
     return job
 
 
@@ -115,7 +117,7 @@ async def submit_by_template(
         expires_at=body.expires_at,
         unique_key=body.unique_key if body.unique_key is not None else key,
         tags=body.tags,
-        metadata=body.metadata,
+        metadata=with_request_id(body.metadata or {}),
         traceparent=body.traceparent or traceparent(call.request),
         batch_id=body.batch_id or batch_id,
         limit_key=body.limit_key,

@@ -78,8 +78,9 @@ begin
     perform queue_pg.raise_wrong_state(retry.id, 'retry', v_state);
   end if;
 
-  insert into queue_pg.queue_counters (org, queue, failed, cancelled)
-  values (v_job.org, v_job.queue, -(v_job.state = 'failed')::integer, -(v_job.state = 'cancelled')::integer);
+  insert into queue_pg.queue_counters (org, queue, failed, cancelled, gone_failed, gone_cancelled)
+  values (v_job.org, v_job.queue, -(v_job.state = 'failed')::integer, -(v_job.state = 'cancelled')::integer,
+    (v_job.state = 'failed')::integer, (v_job.state = 'cancelled')::integer);
   update queue_pg.unique_keys u set expires_at = null
   where u.org = v_job.org and u.unique_key = v_job.unique_key and u.job_id = v_job.id;
 

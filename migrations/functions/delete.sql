@@ -49,9 +49,11 @@ begin
     returning f.id, f.org, f.queue, f.state, f.unique_key, f.cache_key, f.parents_left
   ),
   uncounted as (
-    insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
+    insert into queue_pg.queue_counters (
+      org, queue, completed, failed, cancelled, gone_completed, gone_failed, gone_cancelled)
     select g.org, g.queue, -count(*) filter (where g.state = 'completed'), -count(*) filter (where g.state = 'failed'),
-      -count(*) filter (where g.state = 'cancelled')
+      -count(*) filter (where g.state = 'cancelled'), count(*) filter (where g.state = 'completed'),
+      count(*) filter (where g.state = 'failed'), count(*) filter (where g.state = 'cancelled')
     from gone g group by g.org, g.queue
   )
   select coalesce(array_agg(g.id), '{}'), array_agg(g.id) filter (where g.parents_left is not null),

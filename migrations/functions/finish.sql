@@ -186,12 +186,18 @@ begin
       ) e;
     end if;
     if false = any (v_ended) then
-      update queue_pg.jobs j
-      set state = u.state, run_at = case when u.outcome in ('release', 'plan') then j.run_at else u.run_at end,
-        attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'wait', 'release') then 1 else 0 end, 0),
-        error = coalesce(u.error, j.error), lease_expires_at = null
-      from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended) as u (id, state, run_at, outcome, error, ended)
-      where j.id between u.id and u.id and not u.ended;
+      with back as (
+        update queue_pg.jobs j
+        set state = u.state, run_at = case when u.outcome in ('release', 'plan') then j.run_at else u.run_at end,
+          attempt = greatest(j.attempt - case when u.outcome in ('snooze', 'wait', 'release') then 1 else 0 end, 0),
+          error = coalesce(u.error, j.error), lease_expires_at = null
+        from unnest(v_ids, v_states, v_run_at, v_outcomes, v_errors, v_ended)
+          as u (id, state, run_at, outcome, error, ended)
+        where j.id between u.id and u.id and not u.ended
+        returning j.org::text as org, j.queue::text as queue, u.outcome
+      )
+      insert into queue_pg.queue_counters (org, queue, retried)
+      select b.org, b.queue, count(*) from back b where b.outcome = 'fail' group by b.org, b.queue;
       -- One hint for each queue that got a job back, and one for the first that falls due.
       perform queue_pg.wake(q.queue) from (
         select distinct j.queue::text

@@ -79,12 +79,14 @@ begin
 end
 $$;
 
--- Takes finished jobs that are about to be forgotten out of the counters.
+-- Takes finished jobs that are about to be forgotten out of the counters; the totals of monitoring keep them.
 create or replace function queue_pg.uncount(org text, queue text, completed bigint, failed bigint, cancelled bigint)
 returns void
 language sql as $$
-  insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
-  values (uncount.org, uncount.queue, -uncount.completed, -uncount.failed, -uncount.cancelled)
+  insert into queue_pg.queue_counters (
+    org, queue, completed, failed, cancelled, gone_completed, gone_failed, gone_cancelled)
+  values (uncount.org, uncount.queue, -uncount.completed, -uncount.failed, -uncount.cancelled,
+    uncount.completed, uncount.failed, uncount.cancelled)
 $$;
 
 -- One row for each queue again, when it is worth it. What is added meanwhile stays beside it.
@@ -97,8 +99,12 @@ as $$
     where (select count(*) > 500 + 2 * count(distinct (n.org, n.queue)) from queue_pg.queue_counters n)
     returning c.*
   )
-  insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
-  select f.org, f.queue, sum(f.completed), sum(f.failed), sum(f.cancelled) from folded f group by f.org, f.queue
+  insert into queue_pg.queue_counters (
+    org, queue, completed, failed, cancelled, gone_completed, gone_failed, gone_cancelled, retried, lease_losses,
+    failed_webhooks)
+  select f.org, f.queue, sum(f.completed), sum(f.failed), sum(f.cancelled), sum(f.gone_completed), sum(f.gone_failed),
+    sum(f.gone_cancelled), sum(f.retried), sum(f.lease_losses), sum(f.failed_webhooks)
+  from folded f group by f.org, f.queue
 $$;
 
 -- Forgets what has no partition of its own and may be forgotten: rows of the default partitions, unique keys, answers, steps,

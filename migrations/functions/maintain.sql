@@ -84,15 +84,22 @@ begin
     v_ids, array_agg(case when u.timed_out then 'failed' else 'lease_lost' end order by u.nr),
     array_agg(jsonb_build_object('error', u.error) order by u.nr))
   from unnest(v_timed_out, v_errors) with ordinality as u (timed_out, error, nr);
-  update queue_pg.jobs j
-  set state = case when u.ended then j.state else u.state end,
-    lease_expires_at = case when u.ended then j.lease_expires_at end,
-    run_at = u.run_at,
-    error = u.error,
-    attempt = greatest(j.attempt - case when u.timed_out then 0 else 1 end, 0),
-    lease_losses = least(j.lease_losses, 999999999) + case when u.timed_out then 0 else 1 end
-  from unnest(v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended) as u (id, state, error, run_at, timed_out, ended)
-  where j.id between u.id and u.id;
+  with back as (
+    update queue_pg.jobs j
+    set state = case when u.ended then j.state else u.state end,
+      lease_expires_at = case when u.ended then j.lease_expires_at end,
+      run_at = u.run_at,
+      error = u.error,
+      attempt = greatest(j.attempt - case when u.timed_out then 0 else 1 end, 0),
+      lease_losses = least(j.lease_losses, 999999999) + case when u.timed_out then 0 else 1 end
+    from unnest(v_ids, v_states, v_errors, v_run_at, v_timed_out, v_ended)
+      as u (id, state, error, run_at, timed_out, ended)
+    where j.id between u.id and u.id
+    returning j.org::text as org, j.queue::text as queue, u.timed_out, u.ended
+  )
+  insert into queue_pg.queue_counters (org, queue, retried, lease_losses)
+  select b.org, b.queue, nullif(count(*) filter (where b.timed_out and not b.ended), 0), count(*)
+  from back b group by b.org, b.queue;
   if true = any (v_ended) then
     perform queue_pg.retire(array_agg(u.id), array_agg(u.state), array_agg(null::jsonb), array_agg(u.error))
     from unnest(v_ids, v_states, v_errors, v_ended) as u (id, state, error, ended) where u.ended;

@@ -77,12 +77,13 @@ begin
       r.expires_at, r.unique_key, r.limit_key, r.parent_id, r.batch_id, r.tags, r.metadata, r.traceparent,
       r.parents_left, r.rerun_of, r.cache_key, r.cached_from
     from removed r
-    returning id, org, queue, state, unique_key, retain_until
+    returning id, org, queue, kind, state, unique_key, retain_until
   ),
   counted as (
-    insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled)
+    insert into queue_pg.queue_counters (org, queue, completed, failed, cancelled, failed_webhooks)
     select m.org, m.queue, count(*) filter (where m.state = 'completed'),
-      count(*) filter (where m.state = 'failed'), count(*) filter (where m.state = 'cancelled')
+      count(*) filter (where m.state = 'failed'), count(*) filter (where m.state = 'cancelled'),
+      nullif(count(*) filter (where m.state = 'failed' and m.kind = 'webhook'), 0)
     from moved m group by m.org, m.queue
   ),
   dated as (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 
 import queue_pg
-from queue_pg import Queue
+from queue_pg import Queue, logs
 from queue_pg.tasks import Tasks
 from queue_pg.testing import drain
 
@@ -111,6 +112,21 @@ async def test_the_sql_guide_runs(dsn: str, conn: psycopg.AsyncConnection) -> No
     async with Queue(dsn, notify=False) as queue:
         states = sorted(job.state for job in (await queue.list()).jobs)
     assert {"completed", "scheduled", "cancelled"} <= set(states)
+
+
+async def test_the_handler_of_the_guide_to_metrics_logs_as_shown(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    names: dict[str, Any] = {"__name__": "app"}
+    exec(blocks("metrics.md", "python")[0], names)  # noqa: S102
+    tasks = Tasks()
+    tasks.add(names["shout"])
+    caplog.handler.setFormatter(logs.formatter("json"))
+    caplog.set_level("INFO", "app")
+    async with Queue(dsn, notify=False) as queue:
+        job = await queue.submit("shout", {"text": "hello"}, metadata={"request_id": "order-17"})
+        await drain(queue, tasks)
+    [line] = [json.loads(line) for line in caplog.text.splitlines()]
+    shown = json.loads(blocks("metrics.md", "json")[0])
+    assert {**shown, "time": line["time"], "job_id": str(job.id)} == line
 
 
 async def test_the_sql_of_dependencies_runs(dsn: str, conn: psycopg.AsyncConnection) -> None:

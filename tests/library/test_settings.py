@@ -83,6 +83,9 @@ def test_defaults() -> None:
         ("WEBHOOK_ALLOW_PRIVATE", "10.0.0.0/8, hooks", "webhook_allow_private", ["10.0.0.0/8", "hooks"]),
         ("WEBHOOK_TIMEOUT", "5", "webhook_timeout_seconds", 5.0),
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("LOG_FORMAT", "JSON", "log_format", "json"),
+        ("QUEUE_PG_METRICS_PORT", "9090", "metrics_port", 9090),
+        ("QUEUE_PG_METRICS_HOST", "0.0.0.0", "metrics_host", "0.0.0.0"),  # noqa: S104
         ("ZDB_DATA", "/x y", "data_dir", Path("/x y")),
         ("QUEUE_PG_COMMANDS", "ls {x}; any {{", "commands", "ls {x}; any {{"),
         ("COMMAND_MODE", "docker", "command_mode", "docker"),
@@ -145,6 +148,8 @@ def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("ZBRAIN_MAX_RETRIES", "many", "ZBRAIN_MAX_RETRIES=many makes no sense"),
         ("JOB_TIMEOUT", "nan", "JOB_TIMEOUT=nan makes no sense: it should be a finite number"),
         ("QUEUE_PG_NOTIFY", "maybe", "QUEUE_PG_NOTIFY=maybe makes no sense: it should be a valid boolean"),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT=xml makes no sense: it should be 'text' or 'json'"),
+        ("QUEUE_PG_METRICS_PORT", "65536", "QUEUE_PG_METRICS_PORT=65536 makes no sense"),
         ("LLM_PROVIDER", "gpt", "LLM_PROVIDER=gpt makes no sense: it should be 'mock' or 'openai'"),
         ("QUEUES", ",", "QUEUES=, makes no sense: it should have at least 1 item."),
         ("ZWORKER_MODE", "podman", "ZWORKER_MODE=podman makes no sense: it should be 'local', 'docker' or 'custom'"),

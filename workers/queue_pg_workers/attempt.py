@@ -206,7 +206,8 @@ def _judged(held: Held, outcome: Outcome | None) -> Outcome:
 
 def _own_error(held: Held, error: Exception) -> Outcome:
     """Return the outcome for an error of ours, not the handler's: the lease must not stay, or be renewed for ever."""
-    log.exception("job %s (%s): the worker failed to run it", held.job.id, held.job.kind)
+    about = {"job_id": held.job.id, "kind": held.job.kind, "attempt": held.job.attempt}
+    log.exception("job %s (%s): the worker failed to run it", held.job.id, held.job.kind, extra=about)
     return worker_error(held.job, error)
 
 

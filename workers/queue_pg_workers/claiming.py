@@ -24,6 +24,7 @@ from queue_pg_workers.outage import Outage
 from queue_pg_workers.outcomes import released
 from queue_pg_workers.signals import Signals
 from queue_pg_workers.slots import Slots
+from queue_pg_workers.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,11 @@ class Claiming:
         listening: Callable[[], bool],
         signals: Signals,
         handler_link: HandlerLink,
+        tally: Tally | None = None,
     ) -> None:
         self._config = config
         self._handler_link = handler_link
+        self._tally = tally
         self._worker_id = worker_id
         self._handlers = handlers
         self._kinds = sorted(handlers)
@@ -137,6 +140,9 @@ class Claiming:
                 arm=arm,
             )
         )
+        if self._tally is not None:
+            self._tally.claims.add(time.monotonic() - asked_at)
+            self._tally.claimed += len(jobs)
         self._looking.looked(len(jobs), room=wanted)
         if jobs:
             self._signals.emit("claimed", len(jobs))
@@ -179,6 +185,8 @@ class Claiming:
             begun_at = time.monotonic()
             for held in batch:
                 held.times_out_at = begun_at + held.job.timeout_seconds
+            if self._tally is not None:
+                self._tally.started(batch)
             self._deadlines.watch(min([held.times_out_at for held in batch]))
             verbose = log.isEnabledFor(logging.DEBUG)
             for begin in range(0, len(batch), START_AT_ONCE):

@@ -53,7 +53,7 @@ def worker(
     )
     # Imported late: `queue-pg --help` shall not wait for what only a worker needs.
     from queue_pg_workers.commands.hiding import hide_process
-    from queue_pg_workers.config import from_settings
+    from queue_pg_workers.config import from_settings, port_of
     from queue_pg_workers.main import work
     from queue_pg_workers.supervisor import supervise
 
@@ -64,7 +64,11 @@ def worker(
         # Our environment is that of the processes below us.
         hide_process()
     configs = [
-        replace(config, index=index if settings.worker_processes > 1 else None)
+        replace(
+            config,
+            index=index if settings.worker_processes > 1 else None,
+            metrics_port=port_of(settings.metrics_port, index),
+        )
         for index in range(settings.worker_processes)
     ]
     raise typer.Exit(supervise(configs, reload=reload))

@@ -7,6 +7,8 @@ import secrets
 import socket
 from dataclasses import dataclass, field
 
+from queue_pg.errors import ConfigError
+from queue_pg.logs import LogFormat
 from queue_pg.models import InstanceDefaults
 from queue_pg.settings import Settings
 from queue_pg_workers.commands.settings import CommandSettings
@@ -14,6 +16,7 @@ from queue_pg_workers.providers.choice import ProviderSettings
 from queue_pg_workers.webhooks.sender import WebhookSettings
 
 MAX_POLL_SECONDS = 1.0
+MAX_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,9 @@ class WorkerConfig:
     worker_id: str | None = None
     index: int | None = None
     log_level: str = "INFO"
+    log_format: LogFormat = "text"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
     provider: ProviderSettings = field(default_factory=ProviderSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     commands: CommandSettings = field(default_factory=CommandSettings)
@@ -65,6 +71,9 @@ def from_settings(settings: Settings, *, dsn: str, target: str | None) -> Worker
         notify=settings.notify,
         worker_id=settings.worker_id,
         log_level=settings.log_level,
+        log_format=settings.log_format,
+        metrics_host=settings.metrics_host,
+        metrics_port=settings.metrics_port,
         defaults=settings.instance_defaults,
         provider=ProviderSettings(
             provider=settings.llm_provider,
@@ -102,3 +111,16 @@ def from_settings(settings: Settings, *, dsn: str, target: str | None) -> Worker
             cpus=settings.command_cpus,
         ),
     )
+
+
+def port_of(first: int | None, index: int) -> int | None:
+    """Return the port for the metrics of the process with this index: each has its own. Port 0 is any free one."""
+    if not first:
+        return first
+    if first + index > MAX_PORT:
+        raise ConfigError(
+            f"QUEUE_PG_METRICS_PORT={first} leaves no port for the metrics of process {index}.",
+            setting="QUEUE_PG_METRICS_PORT",
+            hint="Each process takes the next port: choose a lower one.",
+        )
+    return first + index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from uuid import UUID
@@ -18,6 +19,7 @@ from queue_pg_workers.link import Link
 from queue_pg_workers.outage import Outage
 from queue_pg_workers.outcomes import result_refused
 from queue_pg_workers.signals import Signals
+from queue_pg_workers.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,21 @@ class Finisher:
     """Flushes what has gathered as soon as the flush before is done, so batches grow with the load by themselves."""
 
     def __init__(
-        self, link: Link, leases: Leases, *, max_unflushed: int, signals: Signals, on_room: Callable[[], None]
+        self,
+        link: Link,
+        leases: Leases,
+        *,
+        max_unflushed: int,
+        signals: Signals,
+        on_room: Callable[[], None],
+        tally: Tally | None = None,
     ) -> None:
         self._max_unflushed = max_unflushed
         self._link = link
         self._leases = leases
         self._signals = signals
         self._on_room = on_room
+        self._tally = tally
         self._outage = Outage("recording outcomes", log=log, signals=signals)
         self._waiting: deque[Held] = deque()
         self._bytes = 0
@@ -115,12 +125,15 @@ class Finisher:
         outcomes = [_outcome(held) for held in batch]
         for held in batch:
             held.sending = True
+        began = time.monotonic()
         try:
             answers = await self._link.run(lambda conn: store.finish(conn, outcomes))
         except (psycopg.Error, OSError) as error:
             await self._refused(batch, error)
         else:
             self._in_flight = 0
+            if self._tally is not None:
+                self._tally.finishes.add(time.monotonic() - began)
             self._answered(batch, answers)
             self._outage.over()
         self._in_flight = 0
@@ -145,7 +158,8 @@ class Finisher:
                     break
         elif _outcome(batch[0]).outcome == "discard":
             # Nothing we could say would be taken; the lease runs out and the reaper counts the loss.
-            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].job.id, _said(error))
+            about = {"job_id": batch[0].job.id}
+            log.error("job %s: its outcome cannot be recorded (%s)", batch[0].job.id, _said(error), extra=about)
             self._done(batch, accepted=False, state=None)
         else:
             self._in_flight = 0
@@ -198,13 +212,16 @@ def _size(held: Held) -> int:
 
 def _log(held: Held, *, accepted: bool, state: str | None) -> None:
     job, outcome = held.job, _outcome(held)
+    about = {"job_id": job.id, "kind": job.kind, "attempt": job.attempt}
     if not accepted:
-        log.warning("job %s (%s): the lease was lost, the outcome of this attempt is dropped", job.id, job.kind)
+        message = "job %s (%s): the lease was lost, the outcome of this attempt is dropped"
+        log.warning(message, job.id, job.kind, extra=about)
     elif outcome.outcome in ("fail", "discard") and outcome.error is not None:
         code = json.loads(outcome.error).get("code")
-        log.warning("job %s (%s): attempt %d failed: %s; it is %s", job.id, job.kind, job.attempt, code, state)
+        message = "job %s (%s): attempt %d failed: %s; it is %s"
+        log.warning(message, job.id, job.kind, job.attempt, code, state, extra=about)
     else:
-        log.debug("job %s (%s): %s", job.id, job.kind, state)
+        log.debug("job %s (%s): %s", job.id, job.kind, state, extra=about)
 
 
 def _said(error: Exception) -> str:

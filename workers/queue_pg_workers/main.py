@@ -16,6 +16,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
+from queue_pg import logs
 from queue_pg.errors import QueuePgError
 from queue_pg.models import InstanceDefaults
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
@@ -25,6 +26,7 @@ from queue_pg_workers.commands.settings import CommandSettings
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.forks import handle_stop_signals
 from queue_pg_workers.kinds import Handler
+from queue_pg_workers.process_child import HANDLER_LOG_VARIABLE
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.choice import ProviderSettings, make_provider
 from queue_pg_workers.target import load_handlers
@@ -48,7 +50,8 @@ def main() -> None:
 
 def work(config: WorkerConfig) -> int:
     """Work until signalled; return the exit code. Prints its errors."""
-    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(config.log_format, config.log_level)
+    os.environ[HANDLER_LOG_VARIABLE] = f"{config.log_format}:{config.log_level}"
     # Until there is a worker to stop: importing the user's module can take long.
     handle_stop_signals(_end_early)
     # For tasks that handlers submit, and for handlers in processes of their own.

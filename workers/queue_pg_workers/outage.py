@@ -31,6 +31,7 @@ class Outage:
             self._log.warning("%s: the database cannot be used, trying again: %s", self._what, reason)
             self._signals.emit("outage", self._what)
         self._failures += 1
+        self._signals.emit("database_error", self._what)
         longest = min(FIRST_DELAY_SECONDS * 2 ** min(self._failures, 10), MAX_DELAY_SECONDS)
         return random.uniform(longest / 2, longest)
 

@@ -14,6 +14,8 @@ from queue_pg_workers.commands.hiding import HIDE_VARIABLE, hide_process
 from queue_pg_workers.forks import handle_stop_signals
 
 PARENT_CHECK_SECONDS = 1.0
+# How handlers in processes of their own log: as the worker does, FORMAT:LEVEL.
+HANDLER_LOG_VARIABLE = "QUEUE_PG_HANDLER_LOG"
 
 
 def main() -> None:
@@ -26,8 +28,12 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.path[:] = json.loads(sys.argv[2])
     # Of the module by its own name, not of `__main__`: classes must be those that the parent pickles.
+    from queue_pg import logs
     from queue_pg_workers.processes import ProcessCall
 
+    if told := os.environ.get(HANDLER_LOG_VARIABLE):
+        log_format, _, level = told.partition(":")
+        logs.configure("json" if log_format == "json" else "text", level)
     descriptor = int(sys.argv[1])
     connection = Connection(descriptor)
     # Whoever else held it open would hide our death from the worker.

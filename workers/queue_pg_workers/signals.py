@@ -18,6 +18,7 @@ Point = Literal[
     "finished",  # value: (job id, accepted, state)
     "heartbeat",  # value: number of leases extended
     "outage",  # value: what is cut off
+    "database_error",  # value: what failed; each time, where an outage is told once
     "recovered",  # value: what is connected again
     "stopping",
 ]
@@ -41,6 +42,11 @@ class Signals:
             listeners = list(self._listeners[point])
         for listener in listeners:
             listener(value)
+
+    def tap(self, point: Point, listener: Callable[[Any], None]) -> None:
+        """Call `listener` with each value of a point, from whatever thread."""
+        with self._lock:
+            self._listeners.setdefault(point, []).append(listener)
 
     @contextmanager
     def listen(self, point: Point) -> Generator[asyncio.Queue[Any]]:

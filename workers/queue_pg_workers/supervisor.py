@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import watchfiles
 
+from queue_pg import logs
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.main import CONFIG_VARIABLE, config_to_json
 
@@ -31,7 +32,7 @@ FATAL_CODES = (2, 3)
 
 def supervise(configs: list[WorkerConfig], *, reload: bool) -> int:
     """Run a process for each config until signalled; return the exit code."""
-    logging.basicConfig(level=configs[0].log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(configs[0].log_format, configs[0].log_level)
     return asyncio.run(Supervisor(configs, reload=reload).run())
 
 

@@ -37,6 +37,7 @@ from queue_pg_workers.outage import Outage
 from queue_pg_workers.outcomes import released
 from queue_pg_workers.signals import Signals
 from queue_pg_workers.slots import Slots
+from queue_pg_workers.tally import Gauges, MetricsServer, Tally
 from queue_pg_workers.threads import HandlerThreads
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class Worker:
         self.signals = signals or Signals()
         self.leases = Leases()
         self._handlers = dict(handlers)
+        self.tally = None if config.metrics_port is None else Tally()
+        if self.tally is not None:
+            self.signals.tap("database_error", self.tally.failed)
         self._dsn = primary_dsn(config.dsn)
         self._application = f"queue-pg worker {self.id}"[:63]
         self._claiming = Link(self._dsn, application=self._application)
@@ -70,6 +74,7 @@ class Worker:
         )
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._metrics: MetricsServer | None = None
         self._finisher = Finisher(
             self._finishing,
             self.leases,
@@ -77,6 +82,7 @@ class Worker:
             max_unflushed=2 * config.concurrency,
             signals=self.signals,
             on_room=self._slots.room.set,
+            tally=self.tally,
         )
         # Daemon threads, unlike those of asyncio.to_thread: a connect that hangs must not delay the end.
         self._threads = HandlerThreads(name=f"{self.id}-housekeeping")
@@ -111,6 +117,7 @@ class Worker:
             listening=lambda: self.wakeups.listening,
             signals=self.signals,
             handler_link=WorkerHandlerLink(self._for_handlers, self._events),
+            tally=self.tally,
         )
 
     def stop(self, *, now: bool = False) -> None:
@@ -131,8 +138,17 @@ class Worker:
 
     async def run(self) -> None:
         """Work until stopped. Raise SchemaError when the database's schema does not fit this code."""
-        if not await self._start():
-            return
+        # While the database is away, too: that is when people look.
+        self._metrics = self._serve_metrics()
+        try:
+            if await self._start():
+                await self._work()
+        finally:
+            if self._metrics is not None:
+                await self._blocking(self._metrics.close, timeout_seconds=1.0)
+            self._threads.close()
+
+    async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         # The empty payload concerns all queues.
         subscriptions = [
@@ -182,6 +198,26 @@ class Worker:
             if task.done() and not self._stop.is_set():
                 task.result()
                 raise RuntimeError(f"the task {task.get_name()!r} has ended before the worker")
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        if self.tally is None or self.config.metrics_port is None:
+            return None
+        gauges = Gauges(
+            worker_id=self.id,
+            version=package_version(),
+            capacity=self.config.concurrency,
+            busy=lambda: len(self._slots),
+            unrecorded=lambda: self._finisher.unflushed,
+            listening=lambda: self.wakeups.listening,
+        )
+        server = MetricsServer(self.tally, gauges, host=self.config.metrics_host, port=self.config.metrics_port)
+        log.info("metrics on http://%s:%d/metrics", self.config.metrics_host, server.port)
+        return server
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Where Prometheus is answered, while the worker runs."""
+        return None if self._metrics is None else self._metrics.port
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -256,6 +292,8 @@ class Worker:
     # --- a job's way --------------------------------------------------------------------------------------------------
 
     def _has_outcome(self, held: Held, outcome: Outcome | None) -> None:
+        if self.tally is not None:
+            self.tally.ended(held)
         if outcome is not None:
             if self._events.silent:
                 self._finisher.add(held)
@@ -333,7 +371,6 @@ class Worker:
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not remove its row: %s", self.id, error)
         self._attempts.close()
-        self._threads.close()
         for link in self._links:
             await link.close()
         log.info("worker %s has ended", self.id)
@@ -350,4 +387,5 @@ def _call_soon(loop: asyncio.AbstractEventLoop, fn: Callable[[], None]) -> None:
 
 
 def _log_fenced(held: Held) -> None:
-    log.warning("job %s: its lease may have run out, stopping its handler", held.job.id)
+    about = {"job_id": held.job.id, "kind": held.job.kind, "attempt": held.job.attempt}
+    log.warning("job %s: its lease may have run out, stopping its handler", held.job.id, extra=about)

@@ -13,6 +13,7 @@ from uuid import UUID
 from starlette.responses import Response
 
 from queue_pg.errors import InvalidTransition, LeaseLost
+from queue_pg.logs import with_request_id
 from queue_pg.models import ClaimedJob, Job, JobState, NewJob
 from queue_pg.payloads import decode_json
 from queue_pg_api.answers import CerebroJob, CerebroResult, CerebroSubmitted
@@ -43,7 +44,7 @@ async def submit_job(call: Call[NoQuery, CerebroSubmitBody]) -> Response:
         queue=call.body.queue,
         priority=_priority(call.body.metadata),
         unique_key=idempotency_key(call.request),
-        metadata=call.body.metadata,
+        metadata=with_request_id(call.body.metadata),
         traceparent=traceparent(call.request),
     )
     job, created = await call.queue.submit_new(new)

@@ -7,6 +7,7 @@ from starlette.responses import RedirectResponse, Response
 from queue_pg_api.answers import AliveAnswer, HealthAnswer, ReadyAnswer
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import json_response
+from queue_pg_api.metrics import write
 from queue_pg_api.schemas import NoBody, NoQuery
 
 endpoints = Endpoints("System")
@@ -38,6 +39,18 @@ async def get_readyz(call: Call[NoQuery, NoBody]) -> Response:
     """Say whether requests can be served: the database answers and its schema fits. For a readiness probe."""
     await call.service.check_ready()
     return json_response({"status": "ready"})
+
+
+@endpoints.get("/metrics", answers={200: None})
+async def get_metrics(call: Call[NoQuery, NoBody]) -> Response:
+    """Read the figures for Prometheus, in its text format or in OpenMetrics.
+
+    Always 200: while the database is away, without its figures.
+    """
+    service = call.service
+    families = await service.database_metrics.families()
+    body, media_type = write(call.request.headers.get("accept", ""), families, service.http_metrics.registry)
+    return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
 
 
 @endpoints.get("/openapi.json", answers={200: None})

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from queue_pg.errors import InvalidJob, JobNotFound, UnknownKind
+from queue_pg.logs import with_request_id
 from queue_pg.task_model import NewTask, TaskInfo
 from queue_pg_api.answers import TaskAnswer, TaskPageAnswer
 from queue_pg_api.endpoints import Call, Endpoints
@@ -102,6 +103,7 @@ async def _new_task(call: Call[NoQuery, TaskBody]) -> NewTask:
             raise invalid(
                 "type", about.removeprefix("kind: "), code=error.code, suggestions=error.suggestions
             ) from None
+    given["metadata"] = with_request_id(body.metadata)
     return NewTask(**given, traceparent=traceparent(call.request))
 
 

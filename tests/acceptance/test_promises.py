@@ -1,4 +1,4 @@
-"""What the founding systems promised without code behind it. Grafana's dashboard comes with the metrics."""
+"""What the founding systems promised without code behind it. Grafana's dashboard: test_monitoring.py."""
 
 from __future__ import annotations
 

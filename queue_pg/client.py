@@ -51,6 +51,7 @@ from queue_pg.sqlstates import translated
 from queue_pg.stepping import AsyncStepping
 from queue_pg.submission import JobChecker, encode_array
 from queue_pg.templating import AsyncTemplating
+from queue_pg.tracing import submitting, submitting_many
 from queue_pg.waiting import Waiting
 from queue_pg.wakeup import EVENTS, RESULT, Wakeups
 
@@ -219,33 +220,37 @@ class Queue(
 
     async def submit_new(self, job: NewJob, *, connection: Any = None) -> tuple[Job, bool]:
         """Store one job as `submit` does; return it and whether it is new (false: its unique key was known)."""
-        jobs = encode_one(job, self._check) if is_part(job) else encode_array([self._check(job)])
-        if connection is not None:
-            with translated():
-                return await store.submit(connection, jobs, own_transaction=False)
-        async with self.connection(unsafe_to_repeat=job.unique_key is None) as conn:
-            return await store.submit(conn, jobs, own_transaction=True)
+        with submitting(job) as carrying:
+            jobs = encode_one(carrying, self._check) if is_part(job) else encode_array([self._check(carrying)])
+            if connection is not None:
+                with translated():
+                    return await store.submit(connection, jobs, own_transaction=False)
+            async with self.connection(unsafe_to_repeat=job.unique_key is None) as conn:
+                return await store.submit(conn, jobs, own_transaction=True)
 
     async def submit_many(self, jobs: NewJobs, *, connection: Any = None) -> builtins.list[Submitted]:
         """Store all jobs or none, and return their ids in order. `jobs` may be a generator: it is read in chunks."""
         if connection is not None:
             # A generator may be reading from the very connection, which a COPY that stays open would take from it.
             bulk = AsyncBulk(connection, own_transaction=False, streams=isinstance(jobs, Collection))
-            return await self._store(bulk, jobs)
+            with submitting_many(jobs) as carrying:
+                return await self._store(bulk, carrying)
         async with self.connection(unsafe_to_repeat=True) as conn:
-            return await self._store(AsyncBulk(conn, own_transaction=True, streams=True), jobs)
+            with submitting_many(jobs) as carrying:
+                return await self._store(AsyncBulk(conn, own_transaction=True, streams=True), carrying)
 
     async def submit_graph(self, jobs: Iterable[NewJob], *, connection: Any = None) -> builtins.list[Submitted]:
         """Store jobs that wait for each other, all or none, and return their ids in order.
 
         They name each other by `key` in `depends_on`, in any order. Raises InvalidJob, which names a circle.
         """
-        graph = encode_graph(jobs, self._check)
-        if connection is not None:
-            with translated():
-                return await store.submit_many(connection, graph, own_transaction=False)
-        async with self.connection(unsafe_to_repeat=True) as conn:
-            return await store.submit_many(conn, graph, own_transaction=True)
+        with submitting_many(jobs) as carrying:
+            graph = encode_graph(carrying, self._check)
+            if connection is not None:
+                with translated():
+                    return await store.submit_many(connection, graph, own_transaction=False)
+            async with self.connection(unsafe_to_repeat=True) as conn:
+                return await store.submit_many(conn, graph, own_transaction=True)
 
     async def chain(
         self,

@@ -33,11 +33,13 @@ def serve(
     Starts and stays up while the database is away, and answers 503 until it is back.
     """
     # Imported here: --help of another command needs no web server.
+    from queue_pg.tracing import configure_from_environment
     from queue_pg_api.hosts import LOOPBACK_HOSTS, served_app
     from queue_pg_api.server import configure, listen, run
 
     settings = Settings.load(api_host=host, api_port=port, database_url=database_url)
     settings = settings.model_copy(update={"database_url": find_database(settings)})
+    configure_from_environment("queue-pg-api")
     listener = listen(settings.api_host, settings.api_port)
     with listener:
         name, bound_port = listener.getsockname()[:2]

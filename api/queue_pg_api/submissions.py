@@ -11,6 +11,7 @@ from starlette.responses import Response
 from queue_pg.graph import is_part
 from queue_pg.logs import with_request_id
 from queue_pg.models import Job, JobState, NewJob
+from queue_pg.tracing import submitting
 from queue_pg_api.bodies import check_model
 from queue_pg_api.endpoints import Call
 from queue_pg_api.errors import invalid, json_response, raw_json_response
@@ -67,8 +68,9 @@ async def submit_one(call: Call[Any, Any], body: SubmitBody, key: str | None, ba
     # A batch may be closed; that must not refuse the others of a group. Nor must they wait for a transaction that has
     # submitted the same cached work.
     if new.unique_key is None and new.batch_id is None and not is_part(new) and not new.caches:
-        checked = call.service.check(new)
-        stored = await call.service.gathering.submit(checked)
+        with submitting(new) as carrying:
+            checked = call.service.check(carrying)
+            stored = await call.service.gathering.submit(checked)
         return raw_json_response(new_job_json(checked, stored), 201, headers={"location": location(call, stored.id)})
     job, created = await call.queue.submit_new(new)
     return answer_stored(call, job, created, cache_status=cache_status(job) if new.caches and created else None)

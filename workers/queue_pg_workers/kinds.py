@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -12,9 +12,11 @@ from pydantic import BaseModel, ValidationError
 from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
 from queue_pg.tasks import Task, current_job
+from queue_pg.tracing import find_tracer
 from queue_pg_workers.commands.runner import CommandRunner
 from queue_pg_workers.handlers import chat, command, plan, subtask, webhook
 from queue_pg_workers.providers.base import Provider
+from queue_pg_workers.spans import traced
 from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
 
 
@@ -40,6 +42,22 @@ class Handler:
     run_in: RunIn
     spec: dict[str, Any]
     schedule: TaskSchedule | None = None
+
+
+def traced_handlers(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    """Return the handlers as they are or, when the process has a tracer provider, such that each attempt has a span.
+
+    Not those that run in processes of their own, which have no provider.
+    """
+    tracer = find_tracer()
+    if tracer is None:
+        return dict(handlers)
+    return {
+        kind: handler
+        if handler.run_in is RunIn.PROCESS
+        else replace(handler, fn=traced(tracer, handler.fn, is_async=handler.run_in is RunIn.LOOP))
+        for kind, handler in handlers.items()
+    }
 
 
 def chat_handler(provider: Provider) -> Handler:

@@ -19,6 +19,7 @@ from typing import Any
 from queue_pg import logs
 from queue_pg.errors import QueuePgError
 from queue_pg.models import InstanceDefaults
+from queue_pg.tracing import configure_from_environment
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
 from queue_pg_workers.commands.hiding import hide_process
 from queue_pg_workers.commands.runner import CommandRunner
@@ -63,6 +64,7 @@ def work(config: WorkerConfig) -> int:
         if config.commands.commands is not None:
             hide_process()
             commands = CommandRunner(config.commands)
+        configure_from_environment("queue-pg-worker")
         handlers = load_handlers(config.target, provider, sender, commands)
         asyncio.run(_work(config, handlers, provider, sender))
     except QueuePgError as error:

@@ -30,7 +30,7 @@ from queue_pg_workers.event_buffer import EventBuffer, Key
 from queue_pg_workers.finisher import Finisher
 from queue_pg_workers.handler_link import WorkerHandlerLink
 from queue_pg_workers.heartbeat import Heartbeat, Report
-from queue_pg_workers.kinds import Handler
+from queue_pg_workers.kinds import Handler, traced_handlers
 from queue_pg_workers.leases import Held, Interruption, Leases
 from queue_pg_workers.link import Link, primary_dsn
 from queue_pg_workers.outage import Outage
@@ -58,7 +58,7 @@ class Worker:
         self.id = config.identity()
         self.signals = signals or Signals()
         self.leases = Leases()
-        self._handlers = dict(handlers)
+        self._handlers = traced_handlers(handlers)
         self.tally = None if config.metrics_port is None else Tally()
         if self.tally is not None:
             self.signals.tap("database_error", self.tally.failed)
@@ -107,7 +107,7 @@ class Worker:
         self._claims = Claiming(
             config,
             self.id,
-            handlers,
+            self._handlers,
             link=self._claiming,
             leases=self.leases,
             slots=self._slots,

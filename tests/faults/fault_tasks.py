@@ -4,13 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from queue_pg import store, store_sync
 from queue_pg.tasks import current_job, task
 from tests.faults.ledgers import LineFile
+
+# Where this process is to kill itself, such as `finish:after`, and how often it passes there before it does.
+POINT: Final = os.environ.get("FAULTS_POINT", "")
+_passes = int(os.environ.get("FAULTS_PASSES", "0"))
+
+
+def _pass(point: str) -> None:
+    global _passes
+    if point == POINT:
+        if _passes <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        _passes -= 1
+
+
+def _arm() -> None:
+    """Put the points around the statements of the worker itself."""
+    claim, finish, heartbeat = store.claim_for_worker, store.finish, store_sync.heartbeat
+
+    async def claiming(*arguments: Any, **options: Any) -> Any:
+        _pass("claim:before")
+        jobs = await claim(*arguments, **options)
+        if jobs:
+            _pass("claim:after")
+        return jobs
+
+    async def finishing(*arguments: Any, **options: Any) -> Any:
+        _pass("finish:before")
+        answer = await finish(*arguments, **options)
+        _pass("finish:after")
+        return answer
+
+    def beating(*arguments: Any, **options: Any) -> Any:
+        _pass("heartbeat:before")
+        answer = heartbeat(*arguments, **options)
+        _pass("heartbeat:after")
+        return answer
+
+    store.claim_for_worker, store.finish, store_sync.heartbeat = claiming, finishing, beating
+
+
+if POINT:
+    _arm()
 
 
 @cache
@@ -27,9 +71,13 @@ def note(word: str, n: int) -> None:
 @task
 async def work(n: int, seconds: float = 0.0) -> dict[str, Any]:
     """Take some time and return the lease that did it."""
+    _pass("begin:before")
     note("begin", n)
+    _pass("begin:after")
     await asyncio.sleep(seconds)
+    _pass("end:before")
     note("end", n)
+    _pass("end:after")
     return {"token": current_job().lease_token}
 
 
@@ -46,7 +94,7 @@ async def block(n: int, seconds: float) -> dict[str, Any]:
 async def die(n: int) -> None:
     """Take the whole process along, as broken native code does."""
     note("begin", n)
-    os.kill(os.getpid(), 11)
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 @task

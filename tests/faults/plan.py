@@ -32,6 +32,27 @@ def kill_workers(arena: Arena) -> None:
     arena.progress()
 
 
+POINTS: Final = tuple(
+    f"{step}:{when}" for step in ("claim", "begin", "end", "finish", "heartbeat") for when in ("before", "after")
+)
+
+
+def kill_workers_at_points(arena: Arena) -> None:
+    """F2: workers die at each point of a job's way: around claim, effect, record and heartbeat."""
+    arena.blames = True
+    arena.produce(keyed=False)
+    arena.progress()
+    for _ in range(arena.size.hits):
+        for point in POINTS:
+            victim = arena.fleet.start(FAULTS_POINT=point, FAULTS_PASSES=str(arena.random.randrange(3)))
+            arena.fleet.disturbed.add(victim.id)
+            victim.process.wait(60)
+            if victim.process.returncode != -signal.SIGKILL:
+                arena.violate("coverage", f"the worker for {point} ended with {victim.process.returncode}")
+            arena.hits[point] += 1
+    arena.progress()
+
+
 def freeze_workers(arena: Arena) -> None:
     """F3: a worker stands still for three leases, its jobs are given to others, and it goes on as if nothing was."""
     arena.blames = True
@@ -200,6 +221,7 @@ def hold_snapshot(arena: Arena) -> None:
 
 FAULTS: Final = (
     Fault("F1", "workers killed", kill_workers, Size(hits=8), Size(hits=2_000, workers=6)),
+    Fault("F2", "workers killed at chosen points", kill_workers_at_points, Size(hits=1), Size(hits=100)),
     Fault("F3", "workers frozen past their leases", freeze_workers, Size(hits=2), Size(hits=60)),
     Fault("F4", "event loops blocked", block_the_loop, Size(hits=3, rate=20), Size(hits=100, rate=20)),
     Fault("F5", "Postgres killed", kill_postgres, Size(hits=3), Size(hits=200)),

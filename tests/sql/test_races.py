@@ -132,3 +132,31 @@ async def test_watching_a_queued_job_wakes_the_worker_that_had_to_skip_it(conn: 
         await waiter.commit()
         assert [n.payload async for n in worker.notifies(timeout=20, stop_after=1)] == ["default"]
         assert await (await worker.execute(claim)).fetchone() == (1,)
+
+
+BATCHES = {
+    "heartbeat": "select count(*) from queue_pg.heartbeat(%(ids)s, array[1, 1])",
+    "complete": "select count(*) from queue_pg.finish(%(ids)s, array[1, 1], array['complete', 'complete'])",
+    "fail": "select count(*) from queue_pg.finish(%(ids)s, array[1, 1], array['fail', 'fail'])",
+    "append events": "select count(*) from queue_pg.append_events("
+    "%(ids)s, array[1, 1], array['mine', 'mine'], array['{}', '{}']::jsonb[])",
+    "watch": "select count(*) from queue_pg.watch(%(ids)s)",
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+async def test_batches_lock_in_the_order_of_ids_whatever_order_they_are_given_in(
+    conn: Connection, dsn: str, batch: str
+) -> None:
+    """Whoever waits for the first row must not hold the second: two such batches would wait for each other."""
+    jobs = await (await conn.execute("select queue_pg.submit('k') from generate_series(1, 2)")).fetchall()
+    await conn.execute("select queue_pg.claim('w', '{default}', max_jobs => 2)")
+    first, second = sorted(job for (job,) in jobs)
+    async with await Connection.connect(dsn) as holder, await Connection.connect(dsn, autocommit=True) as other:
+        await holder.execute("select from queue_pg.jobs where id = %s for update", (first,))
+        pending = asyncio.create_task(other.execute(BATCHES[batch], {"ids": [second, first]}))
+        await until_done_or_blocked(conn, pending, other.info.backend_pid)
+        assert not pending.done()
+        await conn.execute("select from queue_pg.jobs where id = %s for update nowait", (second,))
+        await holder.rollback()
+        assert await (await pending).fetchone() == (2,)

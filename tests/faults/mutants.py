@@ -176,9 +176,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         "artifacts that are not verified",
-        "queue_pg/artifact_store.py",
-        "    if sha256(chunks).digest() != chunks_sha256 or",
-        "    if",
+        "queue_pg/artifacts.py",
+        "        if hashed(data).digest() != expected:",
+        "        if len(data) > CHUNK_BYTES:",
         "tests/library/test_artifacts.py",
     ),
     Mutant(
@@ -186,7 +186,7 @@ MUTANTS: Final = (
         f"{SQL}/control.sql",
         "perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));",
         "null;",
-        "tests/sql/test_waking.py tests/workers/test_deadlines.py",
+        "tests/workers/test_leases.py",
     ),
 )
 

@@ -220,7 +220,8 @@ begin
     return;
   end if;
 
-  v_statement := format('select j.id from %s j where j.id = any ($1) and %s order by j.id',
+  -- IS TRUE: so that no other index than that of the ids fits, such as that of all that has failed in a queue.
+  v_statement := format('select j.id from %s j where j.id = any ($1) and (%s) is true order by j.id',
     case when v_live then 'queue_pg.jobs' else 'queue_pg.finished_jobs' end, v_condition);
   v_lock := queue_pg.lock_matching(v_statement, v_ids);
   v_ids := v_lock.locked;

@@ -73,6 +73,9 @@ async def test_round_trip(client: httpx.AsyncClient, size: int) -> None:
     assert got.headers["etag"] == made.headers["etag"]
     head = await client.head(made.headers["location"])
     assert (head.status_code, head.content) == (200, b"")
+    # Each request has a name of its own.
+    names = (head.headers.pop("x-request-id"), got.headers.pop("x-request-id"))
+    assert names[0] != names[1]
     assert {key: head.headers[key] for key in got.headers} == dict(got.headers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from queue_pg.action_model import ActionResult, JobFilter
+from queue_pg.attempt_model import Attempt, AttemptPage
 from queue_pg.batch_model import Batch, BatchAction, BatchPage, BatchState
 from queue_pg.client import Queue
 from queue_pg.client_sync import SyncQueue
@@ -91,6 +92,8 @@ __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactTooLarge",
+    "Attempt",
+    "AttemptPage",
     "Batch",
     "BatchAction",
     "BatchNotFound",

@@ -69,6 +69,22 @@ class EventLook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptLook:
+    """An attempt as `Queue.attempts` tells it; a first one with the outcome forgotten stands for all before it."""
+
+    seq: int | None
+    attempt: int | None
+    worker_id: str | None
+    outcome: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    ended_seq: int | None
+    ran_seconds: float | None
+    error_code: str | None
+    error_message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaidLook:
     """Something that the handler has said: a log line, a chunk of output, progress, or an event of its own."""
 
@@ -172,6 +188,14 @@ async def look_events(
     """Return the newest stored events that tell of the job's state, oldest of them first."""
     params = {"id": job_id, "org": org, "limit": limit, "characters": characters}
     return [EventLook(**row) for row in reversed(await _all(conn, "look_events", params))]
+
+
+async def look_attempts(
+    conn: AsyncConnection[Any], job_id: UUID, *, org: str | None, after: int, limit: int
+) -> list[AttemptLook]:
+    """Return the attempts of a job that started after an event, oldest first."""
+    params = {"id": job_id, "org": org, "after": after, "limit": limit}
+    return [AttemptLook(**row) for row in await _all(conn, "look_attempts", params)]
 
 
 async def look_said(

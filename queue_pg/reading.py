@@ -1,4 +1,4 @@
-"""A job's events, for readers of a Queue: one page, all of them as they come, and the log.
+"""A job's events, for readers of a Queue: one page, all of them as they come, the log, and the attempts they tell of.
 
 `reading_sync.py` is generated from this file by tools/async_to_sync.py.
 """
@@ -14,6 +14,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from queue_pg import arguments, rows, store
+from queue_pg.attempt_model import AttemptPage
 from queue_pg.errors import JobNotFound
 from queue_pg.feed import Feed, Following
 from queue_pg.models import EventPage, EventsRead, JobEvent, LogPage
@@ -78,6 +79,22 @@ class AsyncReading(ABC):
         async with self.connection() as conn:
             lines = await store.logs(conn, known, from_seq=number, limit=limit + 1, stream=stream)
         return LogPage(lines=lines[:limit], next_seq=lines[limit].seq if len(lines) > limit else None)
+
+    async def attempts(self, job_id: UUID | str, *, after: int = 0, limit: int = 100) -> AttemptPage:
+        """Return the attempts of a job, oldest first, those that started after an event number. Raises JobNotFound.
+
+        A page ends early when the errors in it are large; `next_after` says whether there is another one.
+        """
+        known, number = arguments.job_id(job_id), arguments.event_number("after", after)
+        arguments.page_size(limit)
+        async with self.connection() as conn:
+            found = await store.attempts(conn, known, after=number, limit=limit, org=self.org)
+            if found is None:
+                # As above.
+                found = await store.attempts(conn, known, after=number, limit=limit, org=self.org)
+        if found is None:
+            raise JobNotFound(known)
+        return found
 
     # --- for Feed -----------------------------------------------------------------------------------------------------
 

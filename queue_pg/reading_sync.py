@@ -1,7 +1,7 @@
 # Generated from queue_pg/reading.py by tools/async_to_sync.py; change that file and run the tool.
 # fmt: off
 # ruff: noqa: E501, I001, RUF100, SIM117
-"""A job's events, for readers of a Queue: one page, all of them as they come, and the log.
+"""A job's events, for readers of a Queue: one page, all of them as they come, the log, and the attempts they tell of.
 
 `reading_sync.py` is generated from this file by tools/async_to_sync.py.
 """
@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from queue_pg import arguments, rows, store_sync as store
+from queue_pg.attempt_model import AttemptPage
 from queue_pg.errors import JobNotFound
 from queue_pg.feed_sync import Feed, Following
 from queue_pg.models import EventPage, EventsRead, JobEvent, LogPage
@@ -81,6 +82,22 @@ class SyncReading(ABC):
         with self.connection() as conn:
             lines = store.logs(conn, known, from_seq=number, limit=limit + 1, stream=stream)
         return LogPage(lines=lines[:limit], next_seq=lines[limit].seq if len(lines) > limit else None)
+
+    def attempts(self, job_id: UUID | str, *, after: int = 0, limit: int = 100) -> AttemptPage:
+        """Return the attempts of a job, oldest first, those that started after an event number. Raises JobNotFound.
+
+        A page ends early when the errors in it are large; `next_after` says whether there is another one.
+        """
+        known, number = arguments.job_id(job_id), arguments.event_number("after", after)
+        arguments.page_size(limit)
+        with self.connection() as conn:
+            found = store.attempts(conn, known, after=number, limit=limit, org=self.org)
+            if found is None:
+                # As above.
+                found = store.attempts(conn, known, after=number, limit=limit, org=self.org)
+        if found is None:
+            raise JobNotFound(known)
+        return found
 
     # --- for Feed -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from psycopg.rows import DictRow, dict_row, tuple_row
 
 from queue_pg import callers, rows
 from queue_pg.arrays import plain_array, sparse_interval_array, sparse_text_array, text_array
+from queue_pg.attempt_model import AttemptPage
+from queue_pg.attempt_model import page as attempt_page
 from queue_pg.models import (
     Appended,
     ClaimedJob,
@@ -220,6 +222,21 @@ async def logs(
 ) -> list[LogLine]:
     params = {"id": job_id, "from_seq": from_seq, "limit": limit, "stream": stream}
     return [rows.log_line(row) for row in await _all(conn, "logs", params)]
+
+
+async def attempts(
+    conn: AsyncConnection[Any],
+    job_id: UUID,
+    *,
+    after: int,
+    limit: int,
+    org: str | None = None,
+    max_bytes: int = 1_048_576,
+) -> AttemptPage | None:
+    """Return attempts of a job that started after an event, as many as fit; None: no such job in this org."""
+    params = {"id": job_id, "org": org, "after": after, "max_rows": limit + 1, "max_bytes": max_bytes}
+    found = await _all(conn, "attempts", params)
+    return attempt_page(found, limit) if found else None
 
 
 async def observe(conn: AsyncConnection[Any], observer: str) -> bool:

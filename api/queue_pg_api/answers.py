@@ -329,6 +329,48 @@ class LogsAnswer(Answer):
     next_seq: int | None = Field(description="Pass as `from_seq` for the next page; null: this is the last so far.")
 
 
+class AttemptAnswer(Answer):
+    """A claim of a job and how it ended. What is null is forgotten, unless it is said here what else that means."""
+
+    seq: int | None = Field(description="Number of the event that began it.")
+    attempt: int | None = Field(description="As the job counted then; several have the same when one was given back.")
+    worker_id: str | None
+    outcome: (
+        Literal[
+            "running",
+            "completed",
+            "failed",
+            "timeout",
+            "snoozed",
+            "suspended",
+            "planned",
+            "released",
+            "lease_lost",
+            "cancelled",
+        ]
+        | None
+    ) = Field(description="Null: it has ended.")
+    started_at: datetime | None
+    ended_at: datetime | None = Field(description="Null, too, while it runs.")
+    waited_seconds: float | None = Field(description="How long it could have been claimed before it was.")
+    ran_seconds: float | None = Field(description="Until now while it runs.")
+    error: dict[str, Any] | None = Field(description="Null, too, where there was none.")
+    run_at: datetime | None = Field(description="When the job was to run again; null, too, where no time was set.")
+    ended_seq: int | None = Field(description="Number of the event that ended it.")
+    model: str | None = Field(description="That of the result, if it names one.")
+    usage: dict[str, Any] | None = Field(description="That of the result, if it has it.")
+
+
+class AttemptsAnswer(Answer):
+    """Attempts of a job, oldest first."""
+
+    attempts: list[AttemptAnswer]
+    forgotten_to: int | None = Field(
+        description="Events up to this number are forgotten: attempts that ended by then are missing."
+    )
+    next_after: int | None = Field(description="Pass as `after` for the next page; null: this is the last so far.")
+
+
 class AppendAnswer(Answer):
     id: UUID
     last_seq: int = Field(description="Number of the job's newest event.")

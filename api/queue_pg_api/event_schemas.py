@@ -25,6 +25,13 @@ class LogsQuery(Query):
     stream: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(None, description="stdout, stderr, ...")
 
 
+class AttemptsQuery(Query):
+    """Which attempts of a job to list."""
+
+    after: int = Field(0, ge=0, le=2**31 - 1, description="Those that started after this event; see `next_after`.")
+    limit: int = Field(100, ge=1, le=MAX_PAGE_JOBS)
+
+
 class SocketQuery(Query):
     """Where a WebSocket begins in a job's events."""
 

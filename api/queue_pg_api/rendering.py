@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from queue_pg.attempt_model import Attempt
 from queue_pg.batch_model import Batch
 from queue_pg.gathering import StoredJob
 from queue_pg.models import (
@@ -244,6 +245,25 @@ def log_line_json(line: LogLine) -> dict[str, Any]:
         "stream": line.stream,
         "line": line.line,
         "data": json_or_mark(line.data),
+    }
+
+
+def attempt_json(attempt: Attempt) -> dict[str, Any]:
+    """Render an attempt of a job."""
+    return {
+        "seq": attempt.seq,
+        "attempt": attempt.attempt,
+        "worker_id": attempt.worker_id,
+        "outcome": attempt.outcome,
+        "started_at": timestamp(attempt.started_at),
+        "ended_at": timestamp(attempt.ended_at),
+        "waited_seconds": attempt.waited_seconds,
+        "ran_seconds": attempt.ran_seconds,
+        "error": json_or_mark(attempt.error),
+        "run_at": timestamp(attempt.run_at),
+        "ended_seq": attempt.ended_seq,
+        "model": attempt.model,
+        "usage": json_or_mark(attempt.usage),
     }
 
 

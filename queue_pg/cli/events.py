@@ -1,4 +1,4 @@
-"""`events` and `logs`: what happened to a job and what its handler said, up to now or as it comes."""
+"""`attempts`, `events` and `logs`: what happened to a job and what its handler said, up to now or as it comes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ import typer
 
 from queue_pg.cli.connect import open_queue
 from queue_pg.cli.jobs import JobId
-from queue_pg.cli.output import DatabaseUrl, JsonFlag, cell, print_json, print_line, print_text
+from queue_pg.cli.output import (
+    Column,
+    DatabaseUrl,
+    JsonFlag,
+    cell,
+    duration,
+    plain,
+    print_json,
+    print_line,
+    print_table,
+    print_text,
+    say,
+)
 from queue_pg.cli.values import parse_id
 
 if TYPE_CHECKING:
+    from queue_pg.attempt_model import Attempt
     from queue_pg.client_sync import SyncQueue
     from queue_pg.models import JobEvent
 
@@ -24,8 +37,54 @@ After = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Only events afte
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command("attempts")(attempts)
     app.command("events")(events)
     app.command("logs")(logs)
+
+
+def attempts(
+    job_id: JobId,
+    limit: Annotated[int, typer.Option(min=1, max=PAGE, help="At most so many.")] = 100,
+    after: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Only those that started after this event.")] = 0,
+    as_json: JsonFlag = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """List the attempts of a job, oldest first: who ran it, how long, and how each ended."""
+    with open_queue(database_url) as queue:
+        page = queue.attempts(parse_id(job_id), after=after, limit=limit)
+    if as_json:
+        print_json(page)
+        return
+    print_table(
+        [
+            Column("try", right=True, whole=True),
+            Column("worker"),
+            Column("started", whole=True),
+            Column("waited", right=True, whole=True),
+            Column("ran", right=True, whole=True),
+            Column("outcome", style_by_value=True, whole=True),
+            Column("again at", whole=True, optional=True),
+            Column("error", wrap=True),
+        ],
+        [
+            (
+                each.attempt,
+                each.worker_id,
+                each.started_at,
+                duration(each.waited_seconds),
+                duration(each.ran_seconds),
+                each.outcome or "forgotten",
+                each.run_at,
+                _error(each),
+            )
+            for each in page.attempts
+        ],
+        empty="No attempts.",
+    )
+    if page.forgotten_to is not None:
+        say(f"Events up to number {page.forgotten_to} are forgotten; attempts that ended by then are missing.")
+    if page.next_after is not None:
+        say(f"More: queue-pg attempts {job_id} --after {page.next_after}")
 
 
 def events(
@@ -72,6 +131,12 @@ def _events(queue: SyncQueue, job_id: str, after: int, *, follow: bool) -> Itera
         if not page.events or page.events[-1].seq >= page.last_seq:
             return
         after = page.events[-1].seq
+
+
+def _error(attempt: Attempt) -> str:
+    # What plain SQL stored may be anything.
+    error: Any = attempt.error
+    return f"{error.get('code')}: {error.get('message')}" if isinstance(error, dict) else cell(plain(error))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _fields(event: JobEvent) -> dict[str, Any]:

@@ -36,6 +36,7 @@ BUILT_IN = {
     "artifacts": "artifacts",
     "tasks": "tasks",
     "templates": "templates",
+    "attempts": "events",
     "events": "events",
     "logs": "events",
     "batches": "batches",

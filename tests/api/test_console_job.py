@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import httpx
+import psycopg
 import pytest
 from console_kit import page_of, post, regions_of
 from page_reader import Element, read
@@ -137,6 +138,30 @@ async def test_attempts_as_a_table(web: httpx.AsyncClient, prefix: str, queue: Q
     rows = [[cell.text for cell in row.children] for row in timeline.all("tbody")[0].children]
     assert [row[:2] for row in rows] == [["1", "worker-first"], ["2", "worker-second"], ["3", "worker-3"]]
     assert [row[-1] for row in rows] == ["failed timeout first", "failed timeout second", "runs"]
+
+
+async def test_what_happens_around_attempts_is_none(
+    web: httpx.AsyncClient, prefix: str, queue: Queue, conn: psycopg.AsyncConnection
+) -> None:
+    submitted = await queue.submit("chat")
+    [claimed] = await queue.claim("a", ["default"])
+    await queue.reprioritize(claimed.id, 5)
+    await queue.signal(claimed.id, "go")
+    await queue.release(claimed.id, claimed.lease_token)
+    [claimed] = await queue.claim("b", ["default"])
+    await queue.reprioritize(claimed.id, 6)
+
+    async def rows() -> list[list[str]]:
+        timeline = await part(web, prefix, submitted.id, "timeline")
+        found = [[cell.text for cell in row.children] for row in timeline.all("tbody")[0].children]
+        return [[row[0], row[1], row[-1]] for row in found]
+
+    assert await rows() == [["1", "a", "released"], ["1", "b", "runs"]]
+    await queue.release(claimed.id, claimed.lease_token)
+    await queue.cancel(claimed.id)
+    assert await rows() == [["1", "a", "released"], ["1", "b", "released"]]
+    await conn.execute("delete from queue_pg.job_events where seq <= 3")
+    assert [row[-1] for row in await rows()] == ["earlier ones are forgotten", "released", "released"]
 
 
 # ---- output by stream -----------------------------------------------------------------------------------------------

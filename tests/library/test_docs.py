@@ -34,6 +34,23 @@ async def test_the_sql_of_the_guide_to_events_runs(conn: psycopg.AsyncConnection
         )
     ).fetchall()
     assert [name for (name,) in found] == ["submitted", "started", "log", "progress"]
+    [block] = [block for block in shown if "queue_pg.attempts(" in block]
+    told = await (await conn.execute(block.rpartition(";\n\n")[2])).fetchall()
+    assert [(row[:3], row[5:]) for row in told] == [
+        ((1, "my-worker", "failed"), ("upstream", None, None)),
+        ((2, "your-worker", "completed"), (None, "small", {"total_tokens": 7})),
+    ]
+
+
+async def test_the_python_of_the_guide_to_events_lists_attempts(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = [block for block in blocks("events.md", "python") if "queue.attempts(" in block]
+    async with Queue(dsn, notify=False) as queue:
+        job = await queue.submit("k")
+        [claimed] = await queue.claim("w", ["default"])
+        await queue.complete(claimed.id, claimed.lease_token)
+        code = compile(block, "events.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        await eval(code, {"queue": queue, "job": job})  # noqa: S307
+    assert re.fullmatch(r"1 w \d{4}-.* completed None\n", capsys.readouterr().out)
 
 
 async def test_the_sql_of_the_guide_to_limits_runs(conn: psycopg.AsyncConnection) -> None:

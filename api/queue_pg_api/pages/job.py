@@ -18,6 +18,7 @@ from queue_pg.looking import (
     EventLook,
     JobLook,
     SaidLook,
+    look_attempts,
     look_events,
     look_family,
     look_job,
@@ -56,20 +57,6 @@ class Moment:
     ahead: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
-class Attempt:
-    """One run of the job: who ran it, how it ended, and why. What is not stored is None."""
-
-    key: str
-    number: str
-    worker: str | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    how: str = "runs"
-    code: str | None = None
-    message: str | None = None
-
-
 async def _look(visit: Visit, *documents: str) -> JobLook:
     async with visit.figures.looking() as conn:
         return await look_job(
@@ -99,12 +86,15 @@ async def timeline(visit: Visit) -> Context:
     async with visit.figures.looking() as conn:
         look = await look_job(conn, visit.job_id, org=visit.queue.org)
         events = await look_events(conn, look.job.id, org=visit.queue.org, limit=MAX_EVENTS)
-    found = moments(look, events)
+        cut = len(events) == MAX_EVENTS
+        # Those of which the timeline shows the start.
+        after = events[0].seq - 1 if cut else 0
+        attempts = await look_attempts(conn, look.job.id, org=visit.queue.org, after=after, limit=MAX_EVENTS)
     return {
-        "moments": found,
-        "attempts": attempts(found),
+        "moments": moments(look, events),
+        "attempts": attempts,
         "now": look.now,
-        "cut": len(events) == MAX_EVENTS,
+        "cut": cut,
         "job": look.job,
     }
 
@@ -259,23 +249,6 @@ def moments(look: JobLook, events: Sequence[EventLook]) -> list[Moment]:
         found.append(Moment(key="due", at=job.run_at, what="due", ahead=job.run_at > look.now))
     # Sorting keeps the order of what happened at the same moment, and submissions come first.
     return sorted(found, key=lambda each: (each.at, each.key != "submitted", each.key == "ended"))
-
-
-def attempts(found: Sequence[Moment]) -> list[Attempt]:
-    """Return the runs that the timeline tells of, in order; those that went straight to the end have no trouble."""
-    runs: list[Attempt] = []
-    for moment in found:
-        if moment.attempt is None or moment.what in {"submitted", "due"}:
-            continue
-        if moment.what == "started" or not runs or runs[-1].ended_at is not None:
-            runs.append(Attempt(key=moment.key, number=moment.attempt, worker=moment.worker))
-        run = runs[-1]
-        if moment.what == "started":
-            run.started_at = moment.at
-        else:
-            run.ended_at, run.how, run.code, run.message = moment.at, moment.what, moment.code, moment.message
-            run.worker = run.worker or moment.worker
-    return runs
 
 
 def editable(look: JobLook) -> str | None:

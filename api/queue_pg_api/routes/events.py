@@ -1,4 +1,4 @@
-"""/jobs/{id}/events, /logs and /progress: what happened to a job and what its handler says."""
+"""/jobs/{id}/events, /attempts, /logs and /progress: what happened to a job and what its handler says."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from queue_pg.models import EventsRead
-from queue_pg_api.answers import AppendAnswer, EventsAnswer, LogsAnswer
+from queue_pg_api.answers import AppendAnswer, AttemptsAnswer, EventsAnswer, LogsAnswer
 from queue_pg_api.endpoints import Call, Endpoints
 from queue_pg_api.errors import invalid, json_response, raw_json_response
-from queue_pg_api.event_schemas import AppendBody, EventsQuery, LogBody, LogsQuery, ProgressBody
+from queue_pg_api.event_schemas import AppendBody, AttemptsQuery, EventsQuery, LogBody, LogsQuery, ProgressBody
 from queue_pg_api.following import EventStream, ended
 from queue_pg_api.longpoll import first_of, watching
-from queue_pg_api.rendering import event_json, log_line_json
+from queue_pg_api.rendering import attempt_json, event_json, log_line_json
 from queue_pg_api.schemas import NoBody, NoQuery
 
 endpoints = Endpoints("Events")
@@ -59,6 +59,19 @@ async def append_events(call: Call[NoQuery, AppendBody]) -> Response:
 async def report_progress(call: Call[NoQuery, ProgressBody]) -> Response:
     """Tell how far a claimed job is: a fraction from 0 to 1, or an object."""
     return _appended(call, await call.queue.progress(call.job_id, call.body.lease_token, call.body.progress))
+
+
+@endpoints.get("/jobs/{id}/attempts", answers={200: AttemptsAnswer}, refuses=(404, 422, 503))
+async def list_attempts(call: Call[AttemptsQuery, NoBody]) -> Response:
+    """List the attempts of a job, oldest first: who ran it, how long it waited and ran, and how each ended."""
+    page = await call.queue.attempts(call.job_id, after=call.query.after, limit=call.query.limit)
+    return json_response(
+        {
+            "attempts": [attempt_json(attempt) for attempt in page.attempts],
+            "forgotten_to": page.forgotten_to,
+            "next_after": page.next_after,
+        }
+    )
 
 
 @endpoints.get("/jobs/{id}/logs", answers={200: LogsAnswer}, refuses=(404, 422, 503))

@@ -21,7 +21,7 @@ from typing import Any, Final
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from queue_pg import store
+from queue_pg import durability, store
 from queue_pg.connections import connect_async
 from queue_pg.errors import DatabaseUnavailable, QueuePgError
 from queue_pg.horizon import HorizonWatch
@@ -42,7 +42,8 @@ _log = logging.getLogger(__name__)
 
 class MaintenanceLoop:
     """Leads maintenance while no other process does: calls `queue_pg.maintain` when the next thing falls due,
-    `queue_pg.maintain_history` as often as that wants, removes dead rows, and warns of who keeps them in place.
+    `queue_pg.maintain_history` as often as that wants, removes dead rows, and warns of who keeps them in place. Leading
+    or not, it warns once of a server that may lose what it has confirmed.
 
     It sleeps at most about 1 s; `wakeups` (started by its owner) tells that a new job falls due earlier.
     `defaults` are written to the database in the first step, leading or not. Dead rows are removed on a connection
@@ -66,6 +67,7 @@ class MaintenanceLoop:
         self._history_at = 0.0
         self._horizon_at = 0.0
         self._failing = False
+        self._asked_durability = False
         self._own: AsyncConnection[Any] | None = None
         self.leads = False
         self.steps = 0
@@ -128,6 +130,9 @@ class MaintenanceLoop:
             if self.leads and time.monotonic() >= self._horizon_at:
                 self._horizon_at = time.monotonic() + HORIZON_SECONDS
                 self._horizon.look(await store.horizon(conn), time.monotonic())
+            if not self._asked_durability:
+                await durability.warn(conn)
+                self._asked_durability = True
         self.steps += 1
         if found.step is not None and found.step.reaped:
             _log.warning("Took %d jobs back from workers whose leases had expired.", found.step.reaped)

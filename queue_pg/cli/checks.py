@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from queue_pg import horizon, limit_store_sync, schema, store_sync
 from queue_pg.cli.text import shorten
 from queue_pg.connections import connect
+from queue_pg.durability import weakness
 from queue_pg.errors import SchemaError
 
 Status = Literal["ok", "warn", "fail", "skip"]
@@ -118,17 +119,9 @@ def check_database(connection: Connection) -> list[Finding]:
 
 
 def _durability(row: Mapping[str, Any]) -> Finding:
-    off = [name for name in ("fsync", "full_page_writes") if not row[name]]
-    if off:
-        return Finding(
-            "durability",
-            "warn",
-            f"{' and '.join(off)} is off: a crash of the machine can destroy the database.",
-            f"Set {' and '.join(f'{name} = on' for name in off)}.",
-        )
-    if row["synchronous_commit"] == "off":
-        hint = "queue-pg pins it where it acknowledges a job; plain INSERTs of others go with the server's setting."
-        return Finding("durability", "warn", "synchronous_commit is off: a crash can lose the last commits.", hint)
+    settings = {name: row[name] for name in ("fsync", "full_page_writes", "synchronous_commit")}
+    if (found := weakness(**settings)) is not None:
+        return Finding("durability", "warn", found.text, found.advice)
     return Finding("durability", "ok", "fsync, full_page_writes and synchronous_commit are on")
 
 

@@ -65,7 +65,7 @@ begin
   if queue_pg.starts_later(new.state, new.run_at) then
     new.state := 'scheduled';
   elsif queue_pg.is_hinted(new.state, new.queue) then
-    perform pg_catalog.pg_notify('queue_pg_wake', new.queue);
+    perform queue_pg.send_hint('queue_pg_wake', new.queue);
   end if;
   if queue_pg.is_scheduled(new.state) then
     perform queue_pg.wake_due(new.run_at);

@@ -23,7 +23,7 @@ begin
       perform queue_pg.retire(
         array[v_job.id], array['cancelled']::queue_pg.job_state[], array[null]::jsonb[], array[v_error]);
       if v_job.state = 'running' and (select s.notify from queue_pg.settings s) then
-        perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));
+        perform queue_pg.send_hint('queue_pg_cancel', left(v_job.worker_id, 1000));
       end if;
       exit;
     end if;

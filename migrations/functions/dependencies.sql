@@ -43,7 +43,7 @@ begin
     select array_agg(l.id), array_agg(distinct l.queue::text) filter (where l.state = 'queued')
     into v_ids, v_queues from locked l;
     -- A claim that came meanwhile has skipped the row, and its worker would not look again before its poll.
-    perform pg_notify('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
+    perform queue_pg.send_hint('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
     return query
     select j.id, j.org::text, j.state from unnest(v_ids) as p (id) join queue_pg.jobs j on j.id between p.id and p.id;
     select array_agg(l.id) into v_left

@@ -27,7 +27,7 @@ begin
   )
   select array_agg(distinct m.queue::text) filter (where m.state = 'queued') into v_queues from marked m;
   -- A claim that came while the row was locked has skipped it, and its worker would not look again before its poll.
-  perform pg_notify('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
+  perform queue_pg.send_hint('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
 end
 $$;
 
@@ -39,7 +39,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if ids is not null then
-    perform pg_notify('queue_pg_events', i::text) from unnest(ids) i, queue_pg.settings s where s.notify;
+    perform queue_pg.send_hint('queue_pg_events', i::text) from unnest(ids) i, queue_pg.settings s where s.notify;
   end if;
 end
 $$;
@@ -59,7 +59,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform pg_notify('queue_pg_transitions', jsonb_strip_nulls(jsonb_build_object(
+  perform queue_pg.send_hint('queue_pg_transitions', jsonb_strip_nulls(jsonb_build_object(
     'id', id, 'org', org, 'queue', queue, 'kind', kind, 'type', type, 'seq', seq, 'at', queue_pg.now(), 'attempt', attempt,
     'worker_id', left(worker_id, 200), 'code', left(code, 100)))::text);
   return id;

@@ -38,7 +38,7 @@ begin
   )
   select array_agg(distinct m.queue::text) filter (where m.state = 'queued') into v_queues from marked m;
   -- A claim that came while the row was locked has skipped it, and its worker would not look again before its poll.
-  perform pg_notify('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
+  perform queue_pg.send_hint('queue_pg_wake', q) from unnest(v_queues) q, queue_pg.settings s where s.notify;
   return query select a.id, a.state from queue_pg.all_jobs a where a.id = any (watch.ids);
 end
 $$;

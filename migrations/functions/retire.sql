@@ -118,7 +118,7 @@ begin
   end if;
   if v_watched is not null and v_settings.notify then
     foreach v_id in array v_watched loop
-      perform pg_notify('queue_pg_result', v_id::text);
+      perform queue_pg.send_hint('queue_pg_result', v_id::text);
     end loop;
   end if;
   if v_children is not null then

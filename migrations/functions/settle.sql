@@ -100,7 +100,7 @@ begin
   if v_ids is not null then
     update queue_pg.batches b set callback_ids = v_ids where b.id = end_batch.id;
   end if;
-  perform pg_notify('queue_pg_result', end_batch.id::text) from queue_pg.settings s where s.notify;
+  perform queue_pg.send_hint('queue_pg_result', end_batch.id::text) from queue_pg.settings s where s.notify;
 end
 $$;
 

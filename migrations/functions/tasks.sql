@@ -361,7 +361,7 @@ begin
   perform queue_pg.retire(
     ids, array_fill('cancelled'::queue_pg.job_state, array[cardinality(ids)]),
     array_fill(null::jsonb, array[cardinality(ids)]), array_fill(error, array[cardinality(ids)]));
-  perform pg_notify('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
+  perform queue_pg.send_hint('queue_pg_cancel', left(w, 1000)) from unnest(v_workers) w, queue_pg.settings s where s.notify;
 end
 $$;
 

@@ -184,7 +184,7 @@ MUTANTS: Final = (
     Mutant(
         "a cancel that lets the worker go on",
         f"{SQL}/control.sql",
-        "perform pg_notify('queue_pg_cancel', left(v_job.worker_id, 1000));",
+        "perform queue_pg.send_hint('queue_pg_cancel', left(v_job.worker_id, 1000));",
         "null;",
         "tests/workers/test_leases.py",
     ),

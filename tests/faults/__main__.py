@@ -28,6 +28,9 @@ def main() -> int:
     for fault in FAULTS:
         if arguments.names and fault.name not in arguments.names:
             continue
+        if (reason := fault.obstacle()) is not None:
+            sys.stdout.write(f"{fault.name} {fault.title}: not on this machine, {reason}\n")
+            continue
         folder = arguments.folder / f"{fault.name}-{arguments.seed}{'-short' if arguments.short else ''}"
         if (folder / "verdict.json").exists():
             continue  # an interrupted invocation goes on with the same seed

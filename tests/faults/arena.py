@@ -9,23 +9,27 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from queue_pg.schema import migrate
-from tests.faults import ledgers
+from tests.faults import ledgers, mixture
 from tests.faults.checker import Expectation, Violation, check
 from tests.faults.fleet import Fleet
+from tests.faults.lines import Line, Weather
+from tests.faults.mixture import Mixer
+from tests.faults.parts import Parts, find_broken, read_parts
 from tests.faults.postgres import Postgres
-from tests.faults.producers import Producer
+from tests.faults.producers import HttpProducer, Producer
+from tests.faults.service import Service
 
 HEAL_SECONDS: Final = 60.0
-LIVE: Final = "select count(*) from queue_pg.jobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +51,24 @@ class Arena:
     size: Size
     random: random.Random
     postgres: Postgres
+    # Those of the server, for one that follows it.
+    settings: Mapping[str, str]
     fleet: Fleet
     numbers: itertools.count[int]
     hits: Counter[str] = field(default_factory=Counter[str])
     figures: dict[str, float] = field(default_factory=dict[str, float])
     violations: list[Violation] = field(default_factory=list[Violation])
     producers: list[Producer] = field(default_factory=list[Producer])
+    services: list[Service] = field(default_factory=list[Service])
     recoveries: list[float] = field(default_factory=list[float])
     # None: any worker may lose leases. Else only those that the fleet has disturbed.
     blames: bool = False
     may_remain: Sequence[str] = ()
-    caps: dict[str, tuple[Sequence[int], int]] = field(default_factory=dict[str, tuple[Sequence[int], int]])
+    # Whether workers may end without being told to.
+    may_die: bool = False
+    # What has to outlive the fault, until the run has been taken stock of: lines, poolers, services.
+    stack: ExitStack = field(default_factory=ExitStack)
+    caps: dict[str, tuple[Collection[int], int]] = field(default_factory=dict[str, tuple[Collection[int], int]])
 
     # How far each file of effects has been read, and how many ends were in it.
     _ended: dict[Path, tuple[int, int]] = field(default_factory=dict[Path, tuple[int, int]])
@@ -67,6 +78,43 @@ class Arena:
         options.setdefault("payload", {"seconds": self.size.job_seconds})
         options.setdefault("rate", self.size.rate)
         producer = Producer(dsn or self.postgres.dsn, self.folder, self.numbers, keyed=keyed, **options)
+        producer.start()
+        self.producers.append(producer)
+        return producer
+
+    def line(self, weather: Weather | None = None) -> Line:
+        """Make a line to the server that lasts until the end."""
+        line = Line(self.postgres.port, random.Random(self.random.random()), weather)
+        self.stack.callback(line.close)
+        return line
+
+    def through(self, line: Line) -> str:
+        """Return the server's address by way of a line."""
+        return make_conninfo(self.postgres.dsn, port=line.port)
+
+    def mix(self, dsn: str | None = None) -> Mixer:
+        """Start an application that uses every part of the queue, until peace comes."""
+        self.postgres.execute("select queue_pg.set_limit('key', %s, max_running => %s)", (mixture.LIMIT, mixture.MOST))
+        mixer = Mixer(dsn or self.postgres.dsn, self.folder, self.numbers, rate=self.size.rate / 2)
+        self.caps[mixture.LIMIT] = (mixer.limited, mixture.MOST)
+        mixer.start()
+        self.producers.append(mixer)
+        return mixer
+
+    def serve(self, dsn: str | None = None) -> Service:
+        """Start an API process that lasts until the end."""
+        service = Service(dsn or self.postgres.dsn, self.folder, len(self.services))
+        self.services.append(service)
+        self.stack.callback(service.close)
+        service.start()
+        return service
+
+    def produce_over_http(self, service: Service, *, rate: float | None = None) -> HttpProducer:
+        """Start a client of the API that submits until peace comes."""
+        producer = HttpProducer(
+            service.url, self.folder, self.numbers, keyed=True, rate=rate or self.size.rate,
+            payload={"seconds": self.size.job_seconds},
+        )  # fmt: skip
         producer.start()
         self.producers.append(producer)
         return producer
@@ -120,6 +168,8 @@ class Fault:
     short: Size
     full: Size
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Why it cannot be made on this machine; None: it can.
+    obstacle: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +198,18 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
         migrate(postgres.dsn)
         ledgers.install(postgres.dsn)
         fleet = Fleet(postgres.dsn, folder, size.workers, {"WORKER_CONCURRENCY": str(size.concurrency)})
-        arena = Arena(folder, size, random.Random(seed), postgres, fleet, itertools.count(1))
-        with ExitStack() as stack:
-            stack.enter_context(fleet)
+        arena = Arena(folder, size, random.Random(seed), postgres, fault.settings, fleet, itertools.count(1))
+        with arena.stack:
+            arena.stack.enter_context(fleet)
             try:
                 fault.disturb(arena)
             finally:
                 for producer in arena.producers:
                     producer.stop()
             _heal(arena)
-        evidence = ledgers.read_evidence(folder, postgres.dsn)
+            evidence = ledgers.read_evidence(folder, arena.postgres.dsn)
+            with psycopg.connect(arena.postgres.dsn, autocommit=True) as connection:
+                parts = read_parts(folder, connection)
         account = check(
             evidence,
             Expectation(
@@ -167,10 +219,12 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
                 dead_at_ns=fleet.dead_at_ns,
             ),
         )
-        violations = [*arena.violations, *account.violations, *_coverage(arena)]
+        broken = [Violation(*one) for one in find_broken(parts, evidence.runs, evidence.stored)]
+        violations = [*arena.violations, *account.violations, *broken, *_coverage(arena)]
         recoveries = arena.recoveries or [0.0]
         figures: dict[str, float] = {
             **account.figures,
+            **_counts(parts),
             **arena.figures,
             "recovery_p50_s": round(statistics.median(recoveries), 3),
             "recovery_max_s": round(max(recoveries), 3),
@@ -196,19 +250,23 @@ def _heal(arena: Arena) -> None:
     """Peace: the server is there, as many workers as there should be, and time for every job to end."""
     arena.postgres.start()
     arena.fleet.fill()
+    if arena.fleet.strays and not arena.may_die:
+        arena.violate("L2", f"workers ended by themselves: {arena.fleet.strays}")
     try:
         arena.until(lambda: _live(arena) == 0, "every job has ended", seconds=HEAL_SECONDS)
     except TimeoutError as error:
         arena.violate("L1", str(error))
-    codes = arena.fleet.stop()
+    codes = [*arena.fleet.stop(), *(service.stop() for service in arena.services)]
     if set(codes) != {0}:
-        arena.violate("L2", f"workers ended with {codes}")
+        arena.violate("L2", f"workers and services ended with {codes}")
 
 
 def _live(arena: Arena) -> int | None:
     with suppress(psycopg.OperationalError), psycopg.connect(arena.postgres.dsn, autocommit=True) as connection:
         [count] = connection.execute(
-            "select count(*) from queue_pg.jobs where state::text <> all (%s)", (list(arena.may_remain),)
+            "select (select count(*) from queue_pg.jobs where state::text <> all (%s))"
+            " + (select count(*) from queue_pg.batches where state = 'closed')",
+            (list(arena.may_remain),),
         ).fetchone() or [None]
         return count
     return None
@@ -220,3 +278,15 @@ def _coverage(arena: Arena) -> list[Violation]:
         return [Violation("coverage", "-", "nothing was disturbed")]
     missed = [name for name, count in arena.hits.items() if count == 0]
     return [Violation("coverage", "-", f"never happened: {name}") for name in missed]
+
+
+def _counts(parts: Parts) -> dict[str, float]:
+    """Return how much there was of each part, where a mixture was submitted."""
+    if not parts.members:
+        return {}
+    return {
+        "families": len(parts.families),
+        "batches": len(parts.members),
+        "steps": len(parts.steps),
+        "artifacts": len(parts.makers),
+    }

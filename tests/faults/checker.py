@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.ledgers import ACKED, FAILED, UNKNOWN, Edge, Evidence, Run, Stored
+from tests.faults.ledgers import ACKED, FAILED, UNKNOWN, Edge, Evidence, Run, Stored, Submission
 
 STATES_PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "states.md"
 _ROW: Final = re.compile(r"^\| (\w+) \| \w+(?: \([^)]+\))? \| (\w+) \| (?:same|\+1|-1|0) \| ", re.MULTILINE)
@@ -92,7 +92,8 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
 
 
 def _submissions(evidence: Evidence) -> Iterator[Violation]:
-    """S1: what was acknowledged is there, once. S2: what was refused is not; of what nobody knows, one at most is."""
+    """S1: what was acknowledged is there, once. S2: what was refused is not; of what nobody knows, one at most is;
+    of what was submitted at once, all or nothing."""
     stored: dict[int, list[Stored]] = defaultdict(list)
     for job in evidence.stored:
         if job.number is not None:
@@ -106,6 +107,14 @@ def _submissions(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("S2", name, f"was refused; stored: {[row.id for row in rows]}")
         elif submission.word == UNKNOWN and len(rows) > 1:
             yield Violation("S2", name, f"was submitted once; stored: {[row.id for row in rows]}")
+    groups: dict[int, list[Submission]] = defaultdict(list)
+    for submission in evidence.submissions:
+        if submission.group is not None:
+            groups[submission.group].append(submission)
+    for group, members in groups.items():
+        there = sum(bool(stored[member.number]) for member in members)
+        if there not in {0, len(members)}:
+            yield Violation("S2", f"group {group}", f"{there} of {len(members)} that were submitted at once are stored")
     known = {submission.number for submission in evidence.submissions}
     for number, rows in stored.items():
         if number not in known:

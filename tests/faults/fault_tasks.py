@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 import time
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from queue_pg import store, store_sync
+from queue_pg import Snooze, store, store_sync
 from queue_pg.tasks import current_job, task
 from tests.faults.ledgers import LineFile
 
@@ -104,3 +105,77 @@ async def shout(n: int, what: str) -> None:
     messages = {"nul": "a\0b", "surrogate": "a\ud800b", "huge": "x" * 10_000_000, "bytes": "\udcff\udcfe"}
     note("end", n)
     raise RuntimeError(messages[what])
+
+
+@task
+async def tick() -> dict[str, Any]:
+    """Run by a schedule, which numbers nothing."""
+    note("begin", 0)
+    note("end", 0)
+    return {"token": current_job().lease_token}
+
+
+@task(max_attempts=9, retry_base_seconds=0.02, retry_cap_seconds=0.1)
+async def flaky(n: int) -> dict[str, Any]:
+    """Fail twice, then succeed."""
+    note("begin", n)
+    note("end", n)
+    if current_job().attempt < 3:
+        raise RuntimeError("not yet")
+    return {"token": current_job().lease_token}
+
+
+@task
+def nap(n: int) -> Any:
+    """Ask to be run again a little later, once."""
+    job = current_job()
+    note("begin", n)
+    asked = Path(os.environ["FAULTS_FOLDER"], f"napped-{job.job_id}")
+    again = asked.exists()
+    asked.touch()
+    note("end", n)
+    return {"token": job.lease_token} if again else Snooze(timedelta(seconds=0.05))
+
+
+@task
+async def stepped(n: int) -> dict[str, Any]:
+    """Do two steps with a sleep in between, each of which is written down where it is done."""
+    job = current_job()
+    note("begin", n)
+    first = await job.step("first", _step, "first")
+    await job.sleep(0.02)
+    second = await job.step("second", _step, "second")
+    note("end", n)
+    return {"token": job.lease_token, "steps": {"first": first, "second": second}}
+
+
+def _step(name: str) -> int:
+    job = current_job()
+    _steps(os.getpid()).write(str(job.job_id), name, job.lease_token)
+    return job.lease_token
+
+
+@cache
+def _steps(pid: int) -> LineFile:
+    return LineFile(Path(os.environ["FAULTS_FOLDER"], f"steps-{pid}.jsonl"), durable=False)
+
+
+@task
+async def maker(n: int) -> dict[str, Any]:
+    """Say something and leave a file."""
+    job = current_job()
+    note("begin", n)
+    await job.log("half way")
+    await job.artifact("out.txt", b"done\n")
+    await job.progress(1.0)
+    note("end", n)
+    return {"token": job.lease_token}
+
+
+@task
+async def told(batch: dict[str, Any]) -> dict[str, Any]:
+    """Be what a batch submits when it has ended."""
+    del batch
+    note("begin", 0)
+    note("end", 0)
+    return {"token": current_job().lease_token}

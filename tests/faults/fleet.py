@@ -48,13 +48,23 @@ class Fleet:
     disturbed: set[str] = field(default_factory=set[str])
     dead_at_ns: dict[int, int] = field(default_factory=dict[int, int])
     stop_seconds: list[float] = field(default_factory=list[float])
+    # Workers that ended although nobody had told them to, and how.
+    strays: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def fill(self) -> None:
         """Start what is missing."""
+        for worker in self.workers:
+            if worker.process.poll() is not None and worker.pid not in self.dead_at_ns:
+                self.strays.append((worker.id, worker.process.returncode))
         self.workers = [worker for worker in self.workers if worker.process.poll() is None]
         while len(self.workers) < self.size:
             self.workers.append(self.start())
+
+    def add(self, dsn: str | None = None, **environment: str) -> Worker:
+        """Start one more for the rest of the run."""
+        self.workers.append(self.start(dsn, **environment))
+        return self.workers[-1]
 
     def start(self, dsn: str | None = None, **environment: str) -> Worker:
         """Start one more, which is not counted among the fleet's."""

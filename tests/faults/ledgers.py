@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,8 @@ class Submission:
     number: int
     word: str
     id: str | None = None
+    # Those with the same group were submitted by one call.
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,15 @@ class LineFile:
             if self._durable:
                 os.fdatasync(self._file)
 
+    def write_all(self, lines: Iterable[Sequence[Any]]) -> None:
+        """Append a line for each; all are on disk when this returns."""
+        text = b"".join(json.dumps(words).encode() + b"\n" for words in lines)
+        with self._lock:
+            while text:
+                text = text[os.write(self._file, text) :]
+            if self._durable:
+                os.fdatasync(self._file)
+
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._file)
@@ -107,8 +118,8 @@ def read_submissions(folder: Path) -> list[Submission]:
     """Return what producers have written; for a number that was tried again, how it ended at last."""
     last: dict[int, Submission] = {}
     for path in sorted(folder.glob("submissions-*.jsonl")):
-        for number, word, job in read_lines(path):
-            last[number] = Submission(number, word, job)
+        for number, word, job, *group in read_lines(path):
+            last[number] = Submission(number, word, job, *group)
     return list(last.values())
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 PROGRAM = os.environ.get("QUEUE_PG_TEST_PGBOUNCER") or shutil.which("pgbouncer")
 
@@ -31,7 +32,7 @@ default_pool_size = 6
 @contextmanager
 def pooled(dsn: str) -> Generator[str]:
     """Give the DSN of the same database through a pooler that runs while the block lasts."""
-    server = {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(dsn).items()}
+    server = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         listen = free.getsockname()[1]

@@ -19,6 +19,7 @@ from queue_pg.embedded.cluster import PASSWORD_FILE, make_cluster
 from queue_pg.embedded.programs import available_versions, child_environment, programs_for, server_account
 
 START_SECONDS: Final = 60.0
+LATER_SECONDS: Final = 0.02
 # Not what a test of correctness is about: no waiting for disks that nobody pulls the plug of. A killed server loses
 # nothing that was written, flushed or not; what would be lost with `synchronous_commit` off was never written.
 SETTINGS: Final = {
@@ -33,7 +34,9 @@ SETTINGS: Final = {
 class Postgres:
     """The server of one run, with its data in `folder`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str] | None = None, *, primary: Postgres | None = None
+    ) -> None:
         self.folder = folder
         self.kills = 0
         self._settings = {**SETTINGS, **(settings or {})}
@@ -42,16 +45,38 @@ class Postgres:
         self._account = server_account(folder / "cluster")
         self._programs = programs_for(self._account, home)
         folder.mkdir(parents=True, exist_ok=True)
-        make_cluster(folder, account=self._account, programs=self._programs, version=int(version), durable=True)
+        if primary is None:
+            make_cluster(folder, account=self._account, programs=self._programs, version=int(version), durable=True)
+        else:
+            self._copy(primary)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on this machine."""
+        return int(self._port)
 
     @property
     def dsn(self) -> str:
         """Where it is, and stays."""
         password = (self.folder / "cluster" / PASSWORD_FILE).read_text().strip()
         return f"postgresql://postgres:{password}@127.0.0.1:{self._port}/postgres"
+
+    def _copy(self, primary: Postgres) -> None:
+        """Become a standby of a server that runs."""
+        original = (primary.folder / "cluster").resolve()
+        # Beside it, where the account may go.
+        data = original.with_name(f"{original.name}-{self.folder.name}")
+        data.mkdir(mode=0o700)
+        self._account = primary._account
+        self._account.owns(data)
+        command = [str(self._programs / "pg_basebackup"), "--pgdata", str(data), "--write-recovery-conf"]
+        done = self._account.run([*command, "--checkpoint=fast", "--dbname", primary.dsn], env=child_environment())
+        if done.returncode != 0:
+            raise RuntimeError(f"pg_basebackup: {done.stdout}")
+        (self.folder / "cluster").symlink_to(data, target_is_directory=True)
 
     def start(self) -> None:
         """Start it and wait until it takes connections; one that starts already is waited for."""
@@ -66,13 +91,19 @@ class Postgres:
                 raise RuntimeError(f"the server does not start: {(self.folder / 'server.log').read_text()[-2000:]}")
             time.sleep(0.05)
 
-    def kill(self) -> None:
-        """Kill it and all its children at once, as losing power does to processes."""
+    def kill(self, *, last: int | None = None) -> None:
+        """Kill it and all its children at once, as losing power does to processes; `last`, a child, a little later."""
         if self._process is None:
             return
-        for one in proc.tree(self._process.pid):
+        # Else it ends its other children in an orderly way, when there are some left.
+        os.kill(self._process.pid, signal.SIGSTOP)
+        everybody = [one.pid for one in proc.tree(self._process.pid)]
+        parent = self._process.pid
+        for pid in sorted(everybody, key=lambda pid: (pid == parent, pid == last)):
+            if pid == last:
+                time.sleep(LATER_SECONDS)
             with suppress(ProcessLookupError):
-                os.kill(one.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
         self.kills += 1

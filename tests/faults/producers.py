@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import psycopg
 from psycopg.types.json import Jsonb
 
@@ -42,6 +46,7 @@ class Producer(threading.Thread):
         super().__init__(daemon=True)
         self.acked = 0
         self.trouble = 0
+        self.answers: Counter[int] = Counter()
         self.failure: BaseException | None = None
         self._dsn = dsn
         self._numbers = numbers
@@ -56,21 +61,23 @@ class Producer(threading.Thread):
 
     def run(self) -> None:
         try:
-            begin, made = time.monotonic(), 0
-            with SyncQueue(self._dsn, notify=False) as queue:
-                while not self._halt.is_set() and (self._jobs is None or made < self._jobs):
-                    number = next(self._numbers)
-                    if self._keyed:
-                        self._until_acked(queue, number)
-                    else:
-                        self._once(number)
-                    made += 1
-                    self._halt.wait(max(0.0, begin + made / self._rate - time.monotonic()))
+            self._produce()
         except BaseException as error:
             self.failure = error
         finally:
             if self._connection is not None:
                 self._connection.close()
+
+    def _produce(self) -> None:
+        with SyncQueue(self._dsn, notify=False) as queue:
+            self._repeat(lambda number: self._until_acked(queue, number) if self._keyed else self._once(number))
+
+    def _repeat(self, submit: Callable[[int], None]) -> None:
+        begin, made = time.monotonic(), 0
+        while not self._halt.is_set() and (self._jobs is None or made < self._jobs):
+            submit(next(self._numbers))
+            made += 1
+            self._halt.wait(max(0.0, begin + made / self._rate - time.monotonic()))
 
     def stop(self) -> None:
         """Let the submission under way come to its end; raises what went wrong here."""
@@ -102,7 +109,9 @@ class Producer(threading.Thread):
     def _once(self, number: int) -> None:
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+                self._connection = psycopg.connect(
+                    self._dsn, autocommit=True, connect_timeout=5, prepare_threshold=None
+                )
         except psycopg.OperationalError:
             self.trouble += 1
             self._ledger.write(number, FAILED, None)
@@ -120,3 +129,33 @@ class Producer(threading.Thread):
             assert row is not None
             self.acked += 1
             self._ledger.write(number, ACKED, row[0])
+
+
+class HttpProducer(Producer):
+    """Submits over HTTP, each job with a unique key, again until it is acknowledged. `answers` counts the statuses.
+
+    An API may say that it cannot, by 503; any other refusal is a failure of the run.
+    """
+
+    def _produce(self) -> None:
+        with httpx.Client(base_url=self._dsn, timeout=60) as client:
+            self._repeat(lambda number: self._until_answered(client, number))
+
+    def _until_answered(self, client: httpx.Client, number: int) -> None:
+        job = {"kind": self._kind, "payload": {"n": number, **self._payload}, "unique_key": f"key-{number}"}
+        while True:
+            status = 0
+            with suppress(httpx.TransportError):
+                answer = client.post("/jobs", json=job)
+                status = answer.status_code
+                self.answers[status] += 1
+                if status in {200, 201}:
+                    self.acked += 1
+                    self._ledger.write(number, ACKED, answer.json()["id"])
+                    return
+            if status not in {0, 503}:
+                raise RuntimeError(f"the API answered {status} to job {number}")
+            self.trouble += 1
+            self._ledger.write(number, UNKNOWN, None)
+            if self._halt.wait(PAUSE_SECONDS):
+                return

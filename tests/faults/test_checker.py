@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.checker import LEGAL, Expectation, check
 from tests.faults.ledgers import ACKED, FAILED, UNKNOWN, Edge, Evidence, Run, Stored, Submission
+from tests.faults.parts import MADE, BatchRow, Parts, StepRun, find_broken
 
 BEGAN = Edge(1, 10.0, 1, "a", "made", None, "queued", 0, 0, None, None, None)
 CLAIMED = Edge(2, 11.0, 2, "a", "changed", "queued", "running", 1, 0, "w1", None, 12.0)
@@ -63,6 +64,14 @@ DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
         "S2",
         lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=9), replace(ROW, id="c", number=9)]),
     ),
+    "half of what was submitted at once": (
+        "S2",
+        lambda e: replace(
+            e,
+            submissions=[*e.submissions, Submission(17, UNKNOWN, None, 3), Submission(18, UNKNOWN, None, 3)],
+            stored=[ROW, replace(ROW, id="b", number=17)],
+        ),
+    ),
     "a job that nobody submitted": ("S2", lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=77)])),
     "a change that is not legal": ("S3", edges(replace(LOST, after="waiting"), replace(AGAIN, before="waiting"))),
     "a row written over after its end": ("S3", edges(replace(ENDED, seq=7, what="rewritten", before="completed"))),
@@ -90,4 +99,43 @@ DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
 def test_each_disorder_is_seen(name: str) -> None:
     invariant, tamper = DISORDER[name]
     found = {violation.invariant for violation in check(tamper(CLEAN), WATCHFUL).violations}
+    assert invariant in found, f"found: {found or 'nothing'}"
+
+
+# A parent and its child in a batch of two; a job that did a step, left a file, and has three events.
+WHOLE = Parts(
+    families=[(7, 8)],
+    members={"b": [7, 8]},
+    steps=[StepRun("a", "first", 1), StepRun("a", "first", 2)],
+    kept={"a": {"first": 2}},
+    batches=[BatchRow("b", "completed", 2, 2, 0, 0, 1)],
+    makers=["a"],
+    artifacts={"a": MADE},
+    events={"a": (3, 3)},
+)
+FAMILY_RUNS = [*CLEAN.runs, Run(8, "c", 1, 101, 10, 11)]
+FAMILY_ROWS = [ROW, replace(ROW, id="c", number=8, token=1)]
+[BATCH_ROW] = WHOLE.batches
+
+DISORDERED_PARTS: dict[str, tuple[str, Parts]] = {
+    "a child before its parent": ("P1", replace(WHOLE, families=[(8, 7)])),
+    "a batch that is gone": ("P2", replace(WHOLE, batches=[])),
+    "a batch that counts one too few": ("P2", replace(WHOLE, batches=[replace(BATCH_ROW, completed=1)])),
+    "a batch that has not ended": ("P2", replace(WHOLE, batches=[replace(BATCH_ROW, state="closed")])),
+    "a batch that told twice": ("P2", replace(WHOLE, batches=[replace(BATCH_ROW, told=2)])),
+    "a step done again after it was kept": ("P3", replace(WHOLE, kept={"a": {"first": 1}})),
+    "a step done twice by one lease": ("P3", replace(WHOLE, steps=[*WHOLE.steps, StepRun("a", "first", 2)])),
+    "a file that is not there": ("P4", replace(WHOLE, artifacts={})),
+    "an event that is not there": ("P5", replace(WHOLE, events={"a": (2, 3)})),
+}
+
+
+def test_parts_in_order_are_clean() -> None:
+    assert list(find_broken(WHOLE, FAMILY_RUNS, FAMILY_ROWS)) == []
+
+
+@pytest.mark.parametrize("name", DISORDERED_PARTS)
+def test_each_disorder_of_parts_is_seen(name: str) -> None:
+    invariant, parts = DISORDERED_PARTS[name]
+    found = {broken[0] for broken in find_broken(parts, FAMILY_RUNS, FAMILY_ROWS)}
     assert invariant in found, f"found: {found or 'nothing'}"

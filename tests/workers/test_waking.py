@@ -10,13 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 from in_process import PATIENCE_SECONDS, emitted, finished, running, soon
-from pooler import PROGRAM, pooled
 from queue_pg_workers import looking
 from queue_pg_workers.worker import Worker
 
 from queue_pg import Queue
 from queue_pg.models import NewJob
 from queue_pg.tasks import Tasks
+from tests.faults.pooler import PROGRAM, pooled
 
 # Longer than any test waits: what is found in time was not found by polling.
 NEVER: dict[str, Any] = {"poll_seconds": 1000.0, "maintenance": False}

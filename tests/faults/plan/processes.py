@@ -1,18 +1,15 @@
-"""The faults, by the numbers of the plan in docs/reliability.md."""
+"""Faults of workers: killed, frozen, blocked, crashed by the work itself (F1 to F4, F29, F30)."""
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from contextlib import suppress
 from typing import Final
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.faults.arena import Arena, Fault, Size
-from tests.faults.lines import Line
+from tests.faults.arena import Arena
 
 LEASE_SECONDS: Final = 2.0
 
@@ -22,7 +19,13 @@ def kill_workers(arena: Arena) -> None:
     arena.blames = True
     arena.produce(keyed=True)
     arena.produce(keyed=False)
+    arena.mix()
     arena.progress()
+    kill_some(arena)
+
+
+def kill_some(arena: Arena) -> None:
+    """Kill as many workers as the size says, one after the other."""
     for _ in range(arena.size.hits):
         time.sleep(arena.random.uniform(0.05, 0.4))
         victim = arena.random.choice(arena.fleet.workers)
@@ -95,78 +98,6 @@ def _try_stale_writes(arena: Arena) -> None:
         arena.figures.setdefault("stale_accepted", 0)
 
 
-def kill_postgres(arena: Arena) -> None:
-    """F5: the server and all its children are killed at once, and started again."""
-    arena.produce(keyed=True)
-    arena.produce(keyed=False)
-    arena.progress()
-    for _ in range(arena.size.hits):
-        time.sleep(arena.random.uniform(0.1, 1.0))
-        arena.postgres.kill()
-        arena.hits["server kills"] += 1
-        time.sleep(arena.random.choice([0.0, 0.0, 0.5]))
-        arena.postgres.start()
-        arena.progress()
-
-
-def restart_postgres(arena: Arena) -> None:
-    """F8: an operator restarts the server, fast or immediately, and takes a while."""
-    arena.produce(keyed=True)
-    arena.produce(keyed=False)
-    arena.progress()
-    for index in range(arena.size.hits):
-        time.sleep(arena.random.uniform(0.1, 1.0))
-        arena.postgres.stop((signal.SIGINT, signal.SIGQUIT)[index % 2])
-        arena.hits["restarts"] += 1
-        time.sleep(arena.random.uniform(0.0, 2.0))
-        arena.postgres.start()
-        arena.progress()
-
-
-def terminate_backends(arena: Arena) -> None:
-    """F9: connections are terminated one after the other, those that listen among them."""
-    arena.produce(keyed=True)
-    arena.produce(keyed=False)
-    arena.progress()
-    with psycopg.connect(arena.postgres.dsn, autocommit=True, application_name="the fault") as connection:
-        while arena.hits["terminations"] < arena.size.hits:
-            time.sleep(arena.random.uniform(0.0, 0.1))
-            rows = connection.execute(
-                "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
-            ).fetchall()
-            if rows and connection.execute("select pg_terminate_backend(%s)", arena.random.choice(rows)).fetchone() == (
-                True,
-            ):
-                arena.hits["terminations"] += 1
-    arena.progress()
-
-
-def lose_replies(arena: Arena) -> None:
-    """F12: the server commits and the line breaks before its answer: of submissions, claims, heartbeats and ends."""
-    info = conninfo_to_dict(arena.postgres.dsn)
-    lines = [Line(int(str(info["port"])), random.Random(arena.random.random()), one_in=40) for _ in range(2)]
-    through = [make_conninfo(arena.postgres.dsn, port=line.port) for line in lines]
-    try:
-        workers = [arena.fleet.start(through[1]) for _ in range(2)]
-        arena.fleet.workers += workers
-        arena.produce(keyed=True, dsn=through[0])
-        arena.produce(keyed=False, dsn=through[0])
-        arena.until(lambda: sum(line.cuts for line in lines) >= arena.size.hits, "replies are lost", seconds=600)
-        arena.hits["lost replies to applications"] = lines[0].cuts
-        arena.hits["lost replies to workers"] = lines[1].cuts
-        for line in lines:
-            line.cutting = False
-        arena.progress()
-        for worker in workers:
-            worker.process.terminate()
-            worker.process.wait(30)
-    finally:
-        for producer in arena.producers:
-            producer.stop()
-        for line in lines:
-            line.close()
-
-
 def block_the_loop(arena: Arena) -> None:
     """F4: handlers hold the event loop for three leases; their worker is alive, so they keep their jobs."""
     arena.blames = True
@@ -181,6 +112,7 @@ def block_the_loop(arena: Arena) -> None:
 
 def crash_in_handlers(arena: Arena) -> None:
     """F29: jobs that take their worker along; after three losses they end, and everybody else's work goes on."""
+    arena.may_die = True
     arena.produce(keyed=False)
     killers = arena.produce(keyed=False, kind="die", payload={}, rate=5.0, jobs=arena.size.hits)
     arena.until(lambda: killers.acked >= arena.size.hits, "all that crash are submitted", seconds=600)
@@ -204,36 +136,3 @@ def shout(arena: Arena) -> None:
         arena.hits[what] = producer.acked
     with psycopg.connect(arena.postgres.dsn, autocommit=True) as connection:
         connection.execute("update queue_pg.jobs set max_attempts = 1 where kind = 'shout' and state <> 'running'")
-
-
-def hold_snapshot(arena: Arena) -> None:
-    """F16: somebody's transaction stays open throughout, and dead rows with it."""
-    with psycopg.connect(arena.postgres.dsn) as holder:
-        holder.execute("set transaction isolation level repeatable read")
-        holder.execute("select count(*) from queue_pg.jobs")
-        arena.hits["held snapshots"] = 1
-        arena.produce(keyed=True)
-        arena.produce(keyed=False)
-        begin, before = time.monotonic(), arena.done()
-        arena.progress(arena.size.hits)
-        arena.figures["jobs_per_second"] = round((arena.done() - before) / (time.monotonic() - begin), 1)
-
-
-FAULTS: Final = (
-    Fault("F1", "workers killed", kill_workers, Size(hits=8), Size(hits=2_000, workers=6)),
-    Fault("F2", "workers killed at chosen points", kill_workers_at_points, Size(hits=1), Size(hits=100)),
-    Fault("F3", "workers frozen past their leases", freeze_workers, Size(hits=2), Size(hits=60)),
-    Fault("F4", "event loops blocked", block_the_loop, Size(hits=3, rate=20), Size(hits=100, rate=20)),
-    Fault("F5", "Postgres killed", kill_postgres, Size(hits=3), Size(hits=200)),
-    Fault("F8", "Postgres restarted", restart_postgres, Size(hits=2), Size(hits=50)),
-    Fault("F9", "connections terminated", terminate_backends, Size(hits=40), Size(hits=2_000)),
-    Fault("F12", "replies lost after the commit", lose_replies, Size(hits=20), Size(hits=1_000)),
-    Fault("F16", "a snapshot held", hold_snapshot, Size(hits=500), Size(hits=100_000, rate=800)),
-    Fault("F29", "handlers that crash their worker", crash_in_handlers, Size(hits=2), Size(hits=50)),
-    Fault("F30", "errors that are hard to store", shout, Size(hits=2), Size(hits=20)),
-)
-
-
-def fault(name: str) -> Fault:
-    """Return the fault of this name."""
-    return next(one for one in FAULTS if one.name == name)

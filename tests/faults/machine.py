@@ -1,0 +1,110 @@
+"""What this machine lets us do to it, beyond what every machine does. Each function says why not; None: it does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tests.faults.pooler import PROGRAM as POOLER
+
+FAKE_CLOCKS: Final = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+
+
+def no_pooler() -> str | None:
+    """Whether PgBouncer is missing."""
+    return None if POOLER else "no pgbouncer is installed"
+
+
+@cache
+def fake_clock() -> str | None:
+    """Return the library that gives a process another clock."""
+    found = [path for place in FAKE_CLOCKS for path in sorted(Path(place).glob("**/faketime/libfaketime.so.1"))]
+    return str(found[0]) if found else None
+
+
+def no_fake_clock() -> str | None:
+    """Whether clocks of single processes cannot be set."""
+    return None if fake_clock() else "no faketime is installed"
+
+
+@cache
+def no_packet_filter() -> str | None:
+    """Whether packets cannot be dropped here."""
+    if os.geteuid() != 0 or not shutil.which("iptables"):
+        return "iptables needs root, and to be installed"
+    tried = subprocess.run(["iptables", "-w", "-S", "INPUT"], capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else f"iptables: {tried.stderr.strip()}"
+
+
+@contextmanager
+def dropping(port: int) -> Generator[None]:
+    """Drop every packet to and from this port of the loopback while the block lasts, and tell nobody."""
+    rules = [["INPUT", "-i", "lo", "-p", "tcp", side, str(port), "-j", "DROP"] for side in ("--dport", "--sport")]
+    made: list[list[str]] = []
+    try:
+        for rule in rules:
+            subprocess.run(["iptables", "-w", "-I", *rule], check=True, capture_output=True)
+            made.append(rule)
+        yield
+    finally:
+        for rule in made:
+            subprocess.run(["iptables", "-w", "-D", *rule], check=True, capture_output=True)
+
+
+@cache
+def no_small_disk() -> str | None:
+    """Whether no file system of a size of ours can be mounted here."""
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
+        )
+        if tried.returncode != 0:
+            return tried.stderr.strip()
+        subprocess.run(["umount", folder], check=True)
+    return None
+
+
+class SmallDisk:
+    """A file system in memory of so many megabytes in the place of a folder, with what was in the folder."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+        owner = folder.stat()
+        aside = folder.with_name(f"{folder.name}.aside")
+        folder.rename(aside)
+        folder.mkdir(mode=0o700)
+        options = f"size={megabytes}m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+        subprocess.run(["cp", "-a", f"{aside}/.", str(folder)], check=True)
+        shutil.rmtree(aside)
+
+    def fill(self) -> None:
+        """Leave nothing free."""
+        with self._ballast.open("ab") as file:
+            # In two steps: the last page is had by nobody else.
+            for step in (1 << 20, 4096):
+                while (free := os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize) >= step:
+                    try:
+                        os.posix_fallocate(
+                            file.fileno(), os.fstat(file.fileno()).st_size, max(step, free // step * step)
+                        )
+                    except OSError:
+                        break  # somebody else was quicker
+
+    def free(self) -> None:
+        """Give the space back."""
+        self._ballast.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Unmount it, with all there is."""
+        subprocess.run(["umount", "-l", str(self.folder)], check=False, capture_output=True)

@@ -1,0 +1,81 @@
+"""The faults, by the numbers of the plan in docs/reliability.md."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.faults.arena import Fault, Size
+from tests.faults.machine import no_fake_clock, no_pooler, no_small_disk
+from tests.faults.plan import api, clocks, network, processes, server, standbys
+
+_SMALL_LOG: Final = {"max_wal_size": "128MB", "min_wal_size": "32MB"}
+
+FAULTS: Final = (
+    Fault("F1", "workers killed", processes.kill_workers, Size(hits=8), Size(hits=2_000, workers=6)),
+    Fault("F2", "workers killed at chosen points", processes.kill_workers_at_points, Size(hits=1), Size(hits=100)),
+    Fault("F3", "workers frozen past their leases", processes.freeze_workers, Size(hits=2), Size(hits=60)),
+    Fault("F4", "event loops blocked", processes.block_the_loop, Size(hits=3, rate=20), Size(hits=100, rate=20)),
+    Fault("F5", "Postgres killed", server.kill_postgres, Size(hits=3), Size(hits=200)),
+    Fault(
+        "F6",
+        "Postgres killed while it confirms before it writes",
+        server.kill_lazy_postgres,
+        Size(hits=3),
+        Size(hits=100),
+        settings={"synchronous_commit": "off", "wal_writer_delay": "10s"},
+    ),
+    Fault("F8", "Postgres restarted", server.restart_postgres, Size(hits=2), Size(hits=50)),
+    Fault("F9", "connections terminated", server.terminate_backends, Size(hits=40), Size(hits=2_000)),
+    Fault("F10", "silent lines", network.silence_lines, Size(hits=1, workers=2), Size(hits=50, workers=2)),
+    Fault("F11", "slow and torn lines", network.slow_lines, Size(hits=5, workers=1), Size(hits=500, workers=1)),
+    Fault("F12", "replies lost after the commit", network.lose_replies, Size(hits=20), Size(hits=1_000)),
+    Fault("F13", "processes cut off one by one", network.partition, Size(hits=2, workers=0), Size(hits=200, workers=0)),
+    Fault(
+        "F14",
+        "clocks of workers wrong",
+        clocks.set_clocks_wrong,
+        Size(hits=300, workers=0),
+        Size(hits=20_000, workers=0),
+        obstacle=no_fake_clock,
+    ),
+    Fault(
+        "F15", "disks full", server.fill_disks, Size(hits=1), Size(hits=50), settings=_SMALL_LOG, obstacle=no_small_disk
+    ),
+    Fault("F16", "a snapshot held", server.hold_snapshot, Size(hits=500), Size(hits=100_000, rate=800)),
+    Fault(
+        "F19",
+        "notifications stuck",
+        server.stick_notifications,
+        Size(hits=300),
+        Size(hits=50_000),
+        settings={"max_notify_queue_pages": "64"},
+    ),
+    Fault(
+        "F21",
+        "workers killed behind PgBouncer",
+        network.kill_behind_a_pooler,
+        Size(hits=4, workers=0),
+        Size(hits=500, workers=0),
+        obstacle=no_pooler,
+    ),
+    Fault(
+        "F22",
+        "no connections left",
+        server.exhaust_connections,
+        Size(hits=1),
+        Size(hits=50, workers=5),
+        settings={"max_connections": "80"},
+    ),
+    Fault("F29", "handlers that crash their worker", processes.crash_in_handlers, Size(hits=2), Size(hits=50)),
+    Fault("F30", "errors that are hard to store", processes.shout, Size(hits=2), Size(hits=20)),
+    Fault(
+        "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=300, workers=5)
+    ),
+    Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
+    Fault("F40", "the API killed", api.kill_api, Size(hits=2), Size(hits=200)),
+)
+
+
+def fault(name: str) -> Fault:
+    """Return the fault of this name."""
+    return next(one for one in FAULTS if one.name == name)

@@ -1,0 +1,138 @@
+"""Faults of the lines in between: answers lost, silence, slowness, partitions, poolers (F10 to F13, F21)."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from tests.faults.arena import Arena
+from tests.faults.lines import BOTH, DOWN, UP, Line, Weather
+from tests.faults.machine import dropping, no_packet_filter
+from tests.faults.plan.processes import LEASE_SECONDS, kill_some
+from tests.faults.pooler import pooled
+
+
+def lose_replies(arena: Arena) -> None:
+    """F12: the server commits and the line breaks before its answer: of submissions, claims, heartbeats and ends."""
+    lines = [arena.line(Weather(lose_answer=40)) for _ in range(2)]
+    for _ in range(2):
+        arena.fleet.add(arena.through(lines[1]))
+    arena.produce(keyed=True, dsn=arena.through(lines[0]))
+    arena.produce(keyed=False, dsn=arena.through(lines[0]))
+    arena.mix(arena.through(lines[0]))
+    arena.until(lambda: sum(line.cuts for line in lines) >= arena.size.hits, "replies are lost", seconds=600)
+    arena.hits["lost replies to applications"] = lines[0].cuts
+    arena.hits["lost replies to workers"] = lines[1].cuts
+    for line in lines:
+        line.calm = True
+    arena.progress()
+
+
+WAYS: Final = {"both": BOTH, "to the server": (UP,), "from the server": (DOWN,)}
+
+
+def silence_lines(arena: Arena) -> None:
+    """F10: a worker's line falls silent, in one direction or both, for longer than its leases, or for good."""
+    arena.blames = True
+    line = arena.line()
+    # It cannot hand back its jobs at the end, and would wait for as long as it may.
+    victim = arena.fleet.add(arena.through(line), GRACE_SECONDS="3")
+    arena.fleet.disturbed.add(victim.id)
+    arena.produce(keyed=True)
+    arena.produce(keyed=False)
+    arena.until(lambda: victim.serves, "the worker on the line works")
+    for _ in range(arena.size.hits):
+        for name, ways in WAYS.items():
+            arena.progress()
+            line.hold(*ways)
+            time.sleep(1.5 * LEASE_SECONDS)
+            # What was said meanwhile arrives late, with leases that are over.
+            line.flow()
+            arena.hits[f"silent {name}"] += 1
+        if no_packet_filter() is None:
+            with dropping(line.port):
+                time.sleep(1.5 * LEASE_SECONDS)
+            arena.hits["packets dropped"] += 1
+        arena.progress()
+        arena.hits["half-open connections"] += line.lose()
+        if arena.size.hits > 1:
+            _find_out(arena, line)
+
+
+def _find_out(arena: Arena, line: Line) -> None:
+    """Wait until the worker on the line has found its half-open connections out by itself."""
+    begin, before = time.monotonic(), line.bytes
+    arena.until(lambda: line.bytes > before + 10_000, "a worker finds out that its line is half-open", seconds=90)
+    arena.figures["found_out_s"] = round(max(time.monotonic() - begin, arena.figures.get("found_out_s", 0.0)), 1)
+
+
+def slow_lines(arena: Arena) -> None:
+    """F11: one line is slow and loses packets, one is narrow, one is reset again and again."""
+    slow = arena.line(Weather(seconds=0.02, lose_packet=20))
+    narrow = arena.line(Weather(bytes_per_second=8_000))
+    torn = arena.line(Weather(seconds=0.002, reset=150))
+    for line in (slow, narrow, torn):
+        arena.fleet.add(arena.through(line))
+    arena.produce(keyed=True, dsn=arena.through(torn))
+    arena.produce(keyed=True, dsn=arena.through(slow))
+    arena.produce(keyed=False)
+    arena.progress()
+
+    def enough() -> bool:
+        # Nothing but a killed worker may end; and a narrow line has been one when all its pieces took time.
+        return min(torn.resets, slow.delays, narrow.bytes // 1_000) >= arena.size.hits
+
+    arena.until(enough, "lines are slow and torn", seconds=3_600)
+    arena.hits["resets"], arena.hits["late packets"] = torn.resets, slow.delays
+    arena.hits["narrow kilobytes"] = narrow.bytes // 1_000
+    torn.calm = slow.calm = narrow.calm = True
+    arena.progress()
+
+
+def partition(arena: Arena) -> None:
+    """F13: each worker, one of which maintains, and the API are cut off one by one, and come back in any order."""
+    lines: dict[int, Line] = {}
+    for _ in range(3):
+        line = arena.line()
+        lines[arena.fleet.add(arena.through(line)).pid] = line
+    line = arena.line()
+    service = arena.serve(arena.through(line))
+    assert service.pid is not None
+    lines[service.pid] = line
+    arena.fleet.size = 3
+    arena.produce_over_http(service)
+    arena.produce(keyed=False)
+    arena.progress()
+    for _ in range(arena.size.hits):
+        leader = arena.postgres.execute("select leader from queue_pg.maintenance")
+        order = arena.random.sample(list(lines), len(lines))
+        for pid in order:
+            lines[pid].hold(*arena.random.choice(list(WAYS.values())))
+            arena.hits["lines cut"] += 1
+            # The name of who maintains is host, process and chance.
+            if leader and leader[0][0] is not None and leader[0][0].split("-")[-2] == str(pid):
+                arena.hits["who maintains cut off"] += 1
+            time.sleep(arena.random.uniform(0.1, 0.5))
+        time.sleep(arena.random.uniform(0.5, 1.5) * LEASE_SECONDS)
+        for pid in arena.random.sample(list(lines), len(lines)):
+            lines[pid].flow()
+            time.sleep(arena.random.uniform(0.0, 0.3))
+        arena.progress()
+
+
+def kill_behind_a_pooler(arena: Arena) -> None:
+    """F21: workers and applications go through PgBouncer in transaction mode, and workers are killed there."""
+    arena.blames = True
+    through = arena.stack.enter_context(pooled(arena.postgres.dsn))
+    arena.fleet.dsn, arena.fleet.size = through, 3
+    arena.fleet.environment = {**arena.fleet.environment, "LISTEN_DATABASE_URL": arena.postgres.dsn}
+    arena.fleet.fill()
+    arena.produce(keyed=True, dsn=through)
+    arena.produce(keyed=False, dsn=through)
+    arena.progress()
+    kill_some(arena)
+    log = (arena.postgres.folder / "server.log").read_text()
+    if "prepared statement" in log:
+        arena.violate("R1", "a statement that was prepared met another server process")
+    if arena.postgres.execute("select 1 from pg_locks where locktype = 'advisory'"):
+        arena.violate("R1", "advisory locks have stayed behind on connections of the pooler")

@@ -10,6 +10,7 @@ from typing import Final
 import psycopg
 
 from tests.faults.arena import Arena
+from tests.faults.fleet import Worker
 
 LEASE_SECONDS: Final = 2.0
 
@@ -62,14 +63,25 @@ def freeze_workers(arena: Arena) -> None:
     arena.produce(keyed=False)
     arena.progress()
     for _ in range(arena.size.hits):
-        victim = arena.random.choice(arena.fleet.workers)
-        arena.fleet.freeze(victim)
+        victim = _freeze_one(arena)
         time.sleep(3 * LEASE_SECONDS)
         _try_stale_writes(arena)
         arena.fleet.thaw(victim)
         arena.hits["freezes"] += 1
         arena.progress()
     arena.hits["stale writes tried"] += int(arena.figures.get("stale_tried", 0))
+
+
+def _freeze_one(arena: Arena) -> Worker:
+    """Freeze a worker that has leases."""
+    while True:
+        victim = arena.random.choice(arena.fleet.workers)
+        arena.fleet.freeze(victim)
+        held = "select 1 from queue_pg.jobs where state = 'running' and worker_id = %s limit 1"
+        if arena.postgres.execute(held, (victim.id,)):
+            return victim
+        arena.fleet.thaw(victim)
+        time.sleep(0.05)
 
 
 STALE: Final = {

@@ -50,6 +50,7 @@ BUILT_IN = {
     "scale": "queues",
     "workers": "queues",
     "stats": "queues",
+    "load": "load",
     "migrate": "migrate",
     "reaper": "reaper",
     "dev": "dev",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import psycopg
 import pytest
 from in_process import running
 
-from queue_pg import Queue
+from queue_pg import Queue, load_test
+from queue_pg.load_test import LoadPlan
 from queue_pg.tasks import Tasks
 from queue_pg.testing import drain
 
@@ -48,6 +50,16 @@ def test_there_is_a_load_test() -> None:
         [sys.executable, "-m", "benchmarks", "--list"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert {"latency_load", "http_single", "bulk", "drain"} <= {line.split()[0] for line in listed.stdout.splitlines()}
+
+
+async def test_a_running_service_is_put_under_load(dsn: str, api: httpx.AsyncClient) -> None:
+    job = {"kind": "chat", "payload": {"prompt": "Hello"}}
+    plan = LoadPlan(url=str(api.base_url), job=job, rate=50, seconds=1, connections=8, wait_seconds=60)
+    async with running(dsn, concurrency=32):
+        report = await asyncio.to_thread(load_test.run, plan)
+    assert (report.accepted, report.errors, report.ends) == (50, {}, {"completed": 50})
+    assert 0 < report.submit["p50"] <= report.submit["max"]
+    assert 0 < report.waited["p50"] <= report.done["p50"]
 
 
 async def test_there_is_a_view_of_dead_letters_and_they_can_be_replayed(

@@ -21,16 +21,21 @@ create or replace function queue_pg.is_scheduled(state queue_pg.job_state) retur
 language sql immutable parallel safe
 return state = 'scheduled';
 
--- Whether a queue is draining, and this is no job that belongs to those it has. With the rights of the owner: while any queue
--- drains, a role that may do nothing but INSERT has to be answered too.
+-- While any queue drains, a role that may do nothing but INSERT has to be answered too: it may know which do.
+create or replace view queue_pg.draining with (security_barrier) as
+select q.org, q.queue from queue_pg.queues q where q.draining;
+
+comment on view queue_pg.draining is 'The queues that refuse new jobs; for every role.';
+grant select on queue_pg.draining to public;
+
+-- Whether a queue is draining, and this is no job that belongs to those it has.
 create or replace function queue_pg.refuses_jobs(org text, queue text) returns boolean
-language plpgsql volatile security definer
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   return coalesce(current_setting('queue_pg.continuing', true), '') <> 'on'
-    and exists (
-      select from queue_pg.queues q where q.org = refuses_jobs.org and q.queue = refuses_jobs.queue and q.draining);
+    and exists (select from queue_pg.draining d where d.org = refuses_jobs.org and d.queue = refuses_jobs.queue);
 end
 $$;
 

@@ -108,9 +108,9 @@ async def release_job(call: Call[NoQuery, LeaseBody]) -> Response:
 
 @endpoints.post("/jobs/{id}/plan", answers={200: FinishAnswer}, refuses=WRITE_REFUSALS)
 async def plan_job(call: Call[NoQuery, PlanBody]) -> Response:
-    """End the attempt with a plan: the job waits for these subtasks, and is completed with the list of their results.
+    """End the attempt with a plan: the job waits for these subtasks.
 
-    Each is a job with the payload `{"task_id", "subtask_id", "description", "priority"}`. The first that fails for good
+    It is completed with the list of their results. Each is a job with the payload `{"task_id", "subtask_id", "description", "priority"}`. The first that fails for good
     fails the job.
     """
     job_id, body = call.job_id, call.body

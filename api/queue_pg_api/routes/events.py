@@ -63,7 +63,7 @@ async def report_progress(call: Call[NoQuery, ProgressBody]) -> Response:
 
 @endpoints.get("/jobs/{id}/attempts", answers={200: AttemptsAnswer}, refuses=(404, 422, 503))
 async def list_attempts(call: Call[AttemptsQuery, NoBody]) -> Response:
-    """List the attempts of a job, oldest first: who ran it, how long it waited and ran, and how each ended."""
+    """List the attempts of a job, oldest first: who ran each, for how long, and how it ended."""
     page = await call.queue.attempts(call.job_id, after=call.query.after, limit=call.query.limit)
     return json_response(
         {

@@ -59,7 +59,7 @@ async def drain_queue(call: Call[NoQuery, DrainBody]) -> Response:
 
 @endpoints.post("/queues/{queue:path}/resume", answers={200: QueueAnswer}, refuses=(403, 404, 422, 503))
 async def resume_queue(call: Call[NoQuery, ResumeBody]) -> Response:
-    """End the pause of a queue, or have a draining one take jobs again; resuming an active one changes nothing."""
+    """End the pause of a queue, or have a draining one take jobs again; an active one stays as it is."""
     name = _queue_name(call)
     await call.queue.resume(name)
     return json_response(queue_json(await _stats_of(call, name)))
@@ -73,7 +73,7 @@ async def get_queue(call: Call[NoQuery, NoBody]) -> Response:
 
 @endpoints.get("/scale/{queue:path}", answers={200: ScaleAnswer}, refuses=(404, 422, 503))
 async def get_scale(call: Call[ScaleQuery, NoBody]) -> Response:
-    """Say how many workers a queue needs, for autoscalers; `desired_workers` is what KEDA's metrics-api scaler reads.
+    """Say how many workers a queue needs; KEDA's metrics-api scaler reads `desired_workers`.
 
     A queue without jobs is answered too.
     """

@@ -5,7 +5,7 @@
 # PYTHON names an interpreter:   make demo PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-on lint types check faults faults-short mutants bench snapshot lock
+.PHONY: help setup demo test test-on lint types check faults faults-short mutants model bench snapshot lock
 
 PYTHON ?=
 ARGS ?=
@@ -56,6 +56,11 @@ faults-short: ## The same, a few hits of each fault (four minutes); make test ha
 mutants: ## Plant bugs in copies of the project and count those that the tests notice (15 minutes)
 	@$(SETUP) dev
 	@$(RUN) tests.faults.mutants $(ARGS)
+
+model: ## Hold the SQL functions against their models: 2,000 programs, all interleavings (quarter of an hour)
+	@$(SETUP) dev
+	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-2000} MODEL_STEPS=$${MODEL_STEPS:-50} MODEL_SEED=$${MODEL_SEED:-$$(date +%s)} MODEL_TRIPLES=all MODEL_WORKERS=3 \
+		$(RUN) pytest -n auto --maxprocesses 8 tests/model $(ARGS)
 
 bench: ## Measure queue-pg against its peers (20 minutes) and write docs/benchmarks.md; ARGS=drain runs one measure
 	@$(SETUP) dev

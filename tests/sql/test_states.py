@@ -33,6 +33,8 @@ SQL = {
     "fail": 'select queue_pg.fail(%(id)s, %(token)s, \'{"code": "x"}\')',
     "discard": 'select queue_pg.fail(%(id)s, %(token)s, \'{"code": "x"}\', retry => false)',
     "snooze": "select queue_pg.snooze(%(id)s, %(token)s, '1 hour')",
+    "fail (at once)": "select queue_pg.fail(%(id)s, %(token)s, '{\"code\": \"x\"}', delay => '0')",
+    "snooze (over)": "select queue_pg.snooze(%(id)s, %(token)s, '0')",
     "wait": "select queue_pg.wait(%(id)s, %(token)s)",
     "plan": "select queue_pg.plan(%(id)s, %(token)s, '{a}')",
     "signal": "select queue_pg.signal(%(id)s, 'go')",
@@ -47,8 +49,11 @@ SQL = {
 }
 VARIANTS = {
     "fail (last attempt)": "fail",
+    "fail (at once)": "fail (at once)",
+    "snooze (over)": "snooze (over)",
     "reap (third loss)": "reap",
     "reap (past timeout)": "reap",
+    "reap (past timeout, last attempt)": "reap",
     "settle (run_at to come)": "settle",
     "settle (subtasks)": "settle",
     "settle (cancel)": "settle",
@@ -156,8 +161,15 @@ async def test_every_action_in_every_state(
         ("wait (over)", "select queue_pg.signal(%s, 'go')", None),
         ("signal (waited for)", "select queue_pg.wait(%s, 1)", None),
         ("fail (last attempt)", "update queue_pg.jobs set max_attempts = 1 where id = %s", "x"),
+        ("fail (at once)", "select %s", "x"),
+        ("snooze (over)", "select %s", None),
         ("reap (third loss)", "update queue_pg.jobs set lease_losses = 2 where id = %s", "lease_lost"),
         ("reap (past timeout)", "update queue_pg.jobs set timeout = '90 s' where id = %s", "timeout"),
+        (
+            "reap (past timeout, last attempt)",
+            "update queue_pg.jobs set timeout = '90 s', max_attempts = 1 where id = %s",
+            "timeout",
+        ),
     ],
 )
 async def test_the_variants(

@@ -1,0 +1,1 @@
+"""Models of the queue, and what holds the SQL functions against them: docs/reliability.md, "Models"."""

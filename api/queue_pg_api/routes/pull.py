@@ -110,8 +110,8 @@ async def release_job(call: Call[NoQuery, LeaseBody]) -> Response:
 async def plan_job(call: Call[NoQuery, PlanBody]) -> Response:
     """End the attempt with a plan: the job waits for these subtasks.
 
-    It is completed with the list of their results. Each is a job with the payload `{"task_id", "subtask_id", "description", "priority"}`. The first that fails for good
-    fails the job.
+    It is completed with the list of their results. Each is a job with the payload
+    `{"task_id", "subtask_id", "description", "priority"}`. The first that fails for good fails the job.
     """
     job_id, body = call.job_id, call.body
     state = await call.queue.plan(

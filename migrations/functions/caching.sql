@@ -317,7 +317,9 @@ begin
     where c.job_id is not null and live.id is null
   )
   update queue_pg.cache_entries c
-  set job_id = null, answer_id = coalesce(e.id, c.answer_id), answered_at = coalesce(e.finished_at, c.answered_at),
+  set job_id = null, answer_id = coalesce(e.id, c.answer_id),
+    -- Not when the job ended: whoever came between that and our lock has found it at work, and waits for this answer.
+    answered_at = case when e.id is null then c.answered_at else queue_pg.now() end,
     answer_until = coalesce(e.retain_until, c.answer_until)
   from ended e where c.cache_key between e.cache_key and e.cache_key;
 

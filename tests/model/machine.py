@@ -46,8 +46,17 @@ FROZEN_CLOCK: Final = (
     f"create or replace function queue_pg.now() returns timestamptz language sql volatile parallel safe"
     f" return timestamptz '{EPOCH}' + (select c.moved from queue_pg.testing_clock c)"
 )
+# Ids that begin with the same moment differ by chance, and the order of such jobs with them: here it is that in which
+# they were made, so that a program does the same each time.
+IDS_IN_ORDER: Final = (
+    "create sequence queue_pg.model_ids",
+    "create or replace function queue_pg.uuid7_at(at timestamptz) returns uuid language sql volatile"
+    " return (lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') || '70008000'"
+    " || lpad(to_hex(nextval('queue_pg.model_ids')), 12, '0'))::uuid",
+    "create or replace function queue_pg.uuid7() returns uuid language sql volatile"
+    " return queue_pg.uuid7_at(queue_pg.now())",
+)
 TABLES: Final = (
-    "jobs",
     "finished_jobs",
     "queue_counters",
     "job_events",
@@ -82,7 +91,8 @@ class Database:
     def __init__(self, dsn: str) -> None:
         Clock(dsn).advance(0)
         self._connection: psycopg.Connection[Any] = psycopg.connect(dsn, autocommit=True)
-        self.run(FROZEN_CLOCK)
+        for sql in (FROZEN_CLOCK, *IDS_IN_ORDER):
+            self.run(sql)
         self.run(
             "select queue_pg.configure(retention => %s, max_attempts => %s, timeout => %s, lease => %s,"
             " retry_base => %s, retry_cap => %s, max_lease_losses => %s)",
@@ -96,7 +106,6 @@ class Database:
         )
         self.run("select queue_pg.configure_queue('b', retention => %s, lease => %s)", RETENTION["b"], LEASE["b"])
         self.steps = 0
-        self._emptied = -1
 
     def close(self) -> None:
         self._connection.close()
@@ -114,10 +123,8 @@ class Database:
 
     def empty(self) -> None:
         """As new: no jobs, the clock at its beginning, nothing remembered by the session."""
-        self._emptied += 1
-        if self._emptied % 20 == 0:
-            # What claims walk over: without it they would begin to go round the heads of lanes.
-            self.run("truncate queue_pg.jobs")
+        # Not deleted: what is dead makes claims go round the heads of lanes, by how long it takes to read.
+        self.run("truncate queue_pg.jobs")
         # Partitions are of use to the next program as well, until reading all of them is more work than making some.
         partitions = self.run("select name from queue_pg.partitions where parent = 'finished_jobs'")
         if len(partitions) > 15:
@@ -129,7 +136,7 @@ class Database:
             "update queue_pg.queues set paused_until = null; update queue_pg.testing_clock set moved = '0'; reset all"
         )
         # What is left to chance is the same each time that a program is run.
-        self.run("select setseed(0)")
+        self.run("select setseed(0), setval('queue_pg.model_ids', 1)")
 
 
 class QueueMachine(RuleBasedStateMachine):

@@ -92,8 +92,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_index constant oid := 'queue_pg.jobs_claim'::regclass;
-  -- Index pages that a claim may read without being called wasteful.
-  v_fair constant integer := 40 + wanted / 20;
+  -- Index pages that a claim may read without being called wasteful, besides those of the jobs that it took.
+  v_fair constant integer := 40;
   -- Whatever a walk took, be it because the machine stood still.
   v_longest constant interval := '10 seconds';
   v_now timestamptz := queue_pg.now();
@@ -109,7 +109,7 @@ begin
   if floor is null or extract(epoch from v_now) >= (floor ->> 3)::numeric or (floor ->> 1)::timestamptz > v_now then
     select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted, null, null) p;
     ids := v_pick.ids;
-    if pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair then
+    if pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair + cardinality(ids) / 20 then
       rest := case when cardinality(ids) = wanted then v_pick.last_key end;
       return;
     end if;
@@ -118,7 +118,8 @@ begin
     if extract(epoch from v_now) >= (floor ->> 4)::numeric then
       select p.* into v_pick from queue_pg.pick(queue, org, kinds, wanted, floor, true) p;
       ids := v_pick.ids;
-      v_above_at := case when pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair then '0'::jsonb
+      v_above_at := case
+        when pg_stat_get_xact_blocks_fetched(v_index) - v_pages <= v_fair + cardinality(ids) / 20 then '0'::jsonb
         else to_jsonb(extract(epoch from v_now + least(20 * (clock_timestamp() - v_started), v_longest))) end;
       v_pick.last_key := null;
     end if;

@@ -109,11 +109,11 @@ class Arena:
         service.start()
         return service
 
-    def produce_over_http(self, service: Service, *, rate: float | None = None) -> HttpProducer:
-        """Start a client of the API that submits until peace comes."""
+    def produce_over_http(self, service: Service, *, rate: float | None = None, **payload: Any) -> HttpProducer:
+        """Start a client of the API that submits until peace comes, with this in the payloads besides."""
         producer = HttpProducer(
             service.url, self.folder, self.numbers, keyed=True, rate=rate or self.size.rate,
-            payload={"seconds": self.size.job_seconds},
+            payload={"seconds": self.size.job_seconds, **payload},
         )  # fmt: skip
         producer.start()
         self.producers.append(producer)

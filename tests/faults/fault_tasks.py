@@ -70,7 +70,7 @@ def note(word: str, n: int) -> None:
 
 
 @task
-async def work(n: int, seconds: float = 0.0) -> dict[str, Any]:
+async def work(n: int, seconds: float = 0.0, ballast: str = "") -> dict[str, Any]:
     """Take some time and return the lease that did it."""
     _pass("begin:before")
     note("begin", n)

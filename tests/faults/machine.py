@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -90,16 +90,12 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave nothing free."""
+        # In bites, since one that does not fit is given back whole: others take from the same disk, and give back.
         with self._ballast.open("ab") as file:
-            # In two steps: the last page is had by nobody else.
-            for step in (1 << 20, 4096):
-                while (free := os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize) >= step:
-                    try:
-                        os.posix_fallocate(
-                            file.fileno(), os.fstat(file.fileno()).st_size, max(step, free // step * step)
-                        )
-                    except OSError:
-                        break  # somebody else was quicker
+            for bite in (1 << 22, 1 << 16, 4096):
+                with suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, bite)
 
     def free(self) -> None:
         """Give the space back."""

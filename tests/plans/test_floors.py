@@ -82,6 +82,21 @@ def test_claims_do_not_walk_over_what_a_long_transaction_keeps(
     assert max(reads) <= 2 * TAKE, reads
 
 
+def test_claims_that_find_few_of_many_wanted_do_not_walk_either(
+    connection: psycopg.Connection, held: psycopg.Connection
+) -> None:
+    take_some(connection, JOBS)
+    reads: list[int] = []
+    for _ in range(5):
+        insert(connection, 1, age="0 s")
+        jobs, read = claim(connection, 10_000)
+        assert jobs == [1]
+        put_off_the_sweep(connection)
+        reads.append(read)
+    assert reads[0] > JOBS / 2
+    assert max(reads[1:]) <= 2 * TAKE, reads
+
+
 def test_without_a_long_transaction_every_claim_is_exact(connection: psycopg.Connection) -> None:
     [*_, last] = take_some(connection, 3_000)
     # Until nothing of this server's own (autovacuum) has a snapshot either.

@@ -13,10 +13,12 @@ import pytest
 JOBS = 10_000
 Graph = list[dict[str, Any]]
 
+# What claims walk over in their index has a test of its own: test_floors.py.
 COUNTER = """
 create function pg_temp.rows_read() returns bigint language sql as $$
   select sum(pg_stat_get_xact_tuples_returned(c.oid))::bigint from pg_class c
-  where c.relkind in ('r', 'i') and c.relname !~ 'finished|events' and c.relnamespace = 'queue_pg'::regnamespace
+  where c.relkind in ('r', 'i') and c.relname !~ 'finished|events|^jobs_claim$'
+    and c.relnamespace = 'queue_pg'::regnamespace
 $$"""
 # Claims and completes until nothing is left, each round in a transaction of its own.
 DRIVE = """
@@ -32,9 +34,13 @@ begin
     from queue_pg.claim('w', '{default}', max_jobs => 1000) c;
     perform f.id from queue_pg.finish(v_ids, v_tokens, array_fill('complete'::text, array[cardinality(v_ids)])) f
     where v_ids is not null;
+    if v_ids is null then
+      -- A worker's next claim but some is from the head of the lane by itself.
+      perform set_config('queue_pg.floors', '', false);
+    end if;
     rows_read := rows_read + pg_temp.rows_read() - v_before;
     completed := completed + coalesce(cardinality(v_ids), 0);
-    exit when v_ids is null and queue_pg.settle() = 0;
+    exit when v_ids is null and queue_pg.settle() = 0 and not exists (select from queue_pg.jobs);
     commit;
   end loop;
 end
@@ -74,7 +80,7 @@ def layers() -> Graph:
 def test_a_graph_is_submitted_and_driven_to_its_end_in_linear_cost(dsn: str, make: Callable[[], Graph]) -> None:
     graph = make()
     size = len(graph) + sum(len(job.get("depends_on", ())) for job in graph)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection, psycopg.connect(dsn) as holder:
         connection.execute("alter table queue_pg.jobs set (autovacuum_enabled = off)")
         connection.execute(COUNTER)
         connection.execute(DRIVE)
@@ -83,6 +89,9 @@ def test_a_graph_is_submitted_and_driven_to_its_end_in_linear_cost(dsn: str, mak
             row = connection.execute("select pg_temp.rows_read()").fetchone()
         assert row is not None
         assert row[0] <= 10 * size
+        # Any transaction of the server that has written keeps dead rows from being cleared away: here is one always.
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select")
         row = connection.execute("call pg_temp.drive(0, 0)").fetchone()
         assert row is not None
         read, completed = row

@@ -171,8 +171,11 @@ async def test_two_at_once_have_folders_of_their_own(dsn: str, queue: Queue, tmp
     code = """
 import os, pathlib, time
 pathlib.Path('mine').write_text('x')
-others = pathlib.Path.cwd().parent
-while sum((folder / 'mine').exists() for folder in others.iterdir() if folder.is_dir()) < 2: time.sleep(0.01)
+both = pathlib.Path.cwd().parent
+# The first to see both says so, in case that its folder has gone before the other looks.
+while not (both / 'seen').exists():
+    if len(list(both.glob('*/mine'))) == 2: (both / 'seen').touch()
+    time.sleep(0.01)
 print(sorted(os.listdir()), oct(os.stat('.').st_mode))
 """
     async with commands(dsn, tmp_path / "ws"):

@@ -72,7 +72,7 @@ FAULTS: Final = (
         "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=300, workers=5)
     ),
     Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
-    Fault("F40", "the API killed", api.kill_api, Size(hits=2), Size(hits=200)),
+    Fault("F40", "the API killed", api.kill_api, Size(hits=1), Size(hits=100)),
 )
 
 

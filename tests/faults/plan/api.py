@@ -20,16 +20,22 @@ PIECES: Final = 10
 
 
 class _Poster(threading.Thread):
-    """Submits one batch by JSON lines, bit by bit, and writes down what it was told: once, or `keyed` until it is."""
+    """Submits one batch by JSON lines, bit by bit, and writes down what it was told: once, or `keyed` until it is.
 
-    def __init__(self, arena: Arena, service: Service, group: int, *, keyed: bool) -> None:
+    The first time it stands still after `pieces` of the batch, until it may go on.
+    """
+
+    def __init__(self, arena: Arena, service: Service, group: int, *, pieces: int, keyed: bool) -> None:
         super().__init__(daemon=True)
         self.acked = False
+        self.stands = threading.Event()
+        self.may_go_on = threading.Event()
         self.failure: BaseException | None = None
         self._url = service.url
         self._numbers = [next(arena.numbers) for _ in range(BATCH)]
         self._group = group
         self._keyed = keyed
+        self._pieces = pieces
         self._ledger = LineFile(arena.folder / f"submissions-batch-{group}.jsonl", durable=True)
 
     def run(self) -> None:
@@ -61,12 +67,17 @@ class _Poster(threading.Thread):
             self.acked = True
 
     def _body(self) -> Iterator[bytes]:
-        for start in range(0, BATCH, BATCH // PIECES):
-            lines = [
-                json.dumps({"kind": "work", "payload": {"n": n}}) for n in self._numbers[start:][: BATCH // PIECES]
-            ]
-            yield "\n".join([*lines, ""]).encode()
-            time.sleep(0.02)
+        for piece in range(PIECES):
+            if piece == self._pieces:
+                self._stand()
+            numbers = self._numbers[piece * BATCH // PIECES :][: BATCH // PIECES]
+            yield "".join(f"{json.dumps({'kind': 'work', 'payload': {'n': n}})}\n" for n in numbers).encode()
+        if self._pieces == PIECES:
+            self.stands.set()
+
+    def _stand(self) -> None:
+        self.stands.set()
+        self.may_go_on.wait()
 
 
 def kill_api(arena: Arena) -> None:
@@ -74,12 +85,17 @@ def kill_api(arena: Arena) -> None:
     service = arena.serve()
     arena.produce_over_http(service)
     arena.progress()
-    for group in range(2 * arena.size.hits):
-        poster = _Poster(arena, service, group, keyed=group % 2 == 1)
+    for group in range(4 * arena.size.hits):
+        # In the middle of the body, or somewhere between its end and the answer to it.
+        pieces = arena.random.randrange(PIECES) if group % 4 < 2 else PIECES
+        poster = _Poster(arena, service, group, pieces=pieces, keyed=group % 2 == 1)
         poster.start()
-        time.sleep(arena.random.uniform(0.05, 0.6))
+        poster.stands.wait()
+        if pieces == PIECES:
+            time.sleep(arena.random.uniform(0.0, 0.3))
         arena.hits["batches under way"] += not poster.acked
         service.kill()
+        poster.may_go_on.set()
         arena.hits["API kills"] += 1
         service.start()
         poster.join(120)

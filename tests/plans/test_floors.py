@@ -86,6 +86,7 @@ def test_claims_that_find_few_of_many_wanted_do_not_walk_either(
     connection: psycopg.Connection, held: psycopg.Connection
 ) -> None:
     take_some(connection, JOBS)
+    sweep(connection)
     reads: list[int] = []
     for _ in range(5):
         insert(connection, 1, age="0 s")

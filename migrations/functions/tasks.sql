@@ -247,15 +247,19 @@ as $$
 declare
   v_most constant bigint := 33554432;
   v_bytes bigint := 2;
+  v_name text;
   v_result text;
   v_results text[] := '{}';
 begin
-  for v_result in
-    select coalesce(f.result, 'null')::text
+  for v_name, v_result in
+    select d.name, case when f.id is not null then coalesce(f.result, 'null')::text end
     from queue_pg.dependencies d left join queue_pg.finished_jobs f on f.id between d.parent_id and d.parent_id
     where d.child_id = gather_subtasks.task_id and d.subtask is not null
     order by length(d.name), d.name
   loop
+    if v_result is null then
+      perform queue_pg.raise_invalid('output', format('the result of %s is not kept any more', v_name));
+    end if;
     v_bytes := v_bytes + octet_length(v_result) + 2;
     if v_bytes > v_most then
       perform queue_pg.raise_invalid('output', format('the results of the subtasks are over %s bytes; read them one by one', v_most));

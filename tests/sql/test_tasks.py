@@ -383,6 +383,20 @@ async def test_what_is_too_much_is_not_put_together(conn: Connection) -> None:
     assert await status(conn, f"{task}-3") == "completed"
 
 
+async def test_a_result_that_is_not_kept_any_more_is_not_made_up(conn: Connection) -> None:
+    task = await submit(conn)
+    ids = await subtasks(conn, task)
+    tokens = dict(await claim(conn, jobs=3))
+    await conn.execute("select queue_pg.complete(%s, %s)", (ids[1], tokens[ids[1]]))
+    # As when its retention ends before the others have.
+    await conn.execute("delete from queue_pg.finished_jobs where id = %s", [ids[1]])
+    for job in (ids[0], ids[2]):
+        await conn.execute("select queue_pg.complete(%s, %s)", (job, tokens[job]))
+    [(found, error)] = await rows(conn, "select state::text, error from queue_pg.job(%s)", task)
+    assert (found, error["code"]) == ("failed", "output_error")
+    assert "the result of subtask-1 is not kept any more" in error["message"]
+
+
 async def test_an_end_while_the_task_is_locked_is_told_later(conn: Connection, dsn: str) -> None:
     task = await submit(conn)
     held = await claim(conn, jobs=3)

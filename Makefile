@@ -5,7 +5,7 @@
 # PYTHON names an interpreter:   make demo PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-on lint types check faults faults-short mutants model bench snapshot lock
+.PHONY: help setup demo test test-on lint types check faults faults-short faults-peers mutants model bench snapshot lock
 
 PYTHON ?=
 ARGS ?=
@@ -52,6 +52,10 @@ faults: ## Break everything for hours and account for every job; ARGS="F1 F5 --s
 faults-short: ## The same, a few hits of each fault (four minutes); make test has it
 	@$(SETUP) dev
 	@$(RUN) pytest -n auto --maxprocesses 8 tests/faults $(ARGS)
+
+faults-peers: ## The same for other queues (20 minutes), into docs/reliability-peers.md; ARGS="awa F5" runs some
+	@$(SETUP) dev
+	@$(RUN) tests.faults.peers $(ARGS)
 
 mutants: ## Plant bugs in copies of the project and count those that the tests notice (15 minutes)
 	@$(SETUP) dev

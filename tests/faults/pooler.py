@@ -26,7 +26,16 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 default_pool_size = 6
+ignore_startup_parameters = extra_float_digits
 """
+
+
+def pooler_version() -> str:
+    """Return what is installed, such as `PgBouncer 1.18.0`."""
+    if PROGRAM is None:
+        return "no PgBouncer"
+    done = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0]
 
 
 @contextmanager

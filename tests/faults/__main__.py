@@ -1,4 +1,4 @@
-"""The command: `python -m tests.faults [FAULT..] [--seed N] [--short] [--folder PATH]`."""
+"""The command: `python -m tests.faults [FAULT..] [--seed N] [--short] [--hours N] [--folder PATH]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.arena import Verdict, run
@@ -19,6 +20,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of everything that is random")
     parser.add_argument("--short", action="store_true", help="a few hits each, in minutes instead of hours")
     parser.add_argument("--folder", type=Path, default=Path(".faults"), help="where ledgers and verdicts go")
+    parser.add_argument("--hours", type=float, default=0.0, help="of a soak after F38")
     arguments = parser.parse_args()
     names = {fault.name for fault in FAULTS}
     if unknown := set(arguments.names) - names:
@@ -34,7 +36,8 @@ def main() -> int:
         folder = arguments.folder / f"{fault.name}-{arguments.seed}{'-short' if arguments.short else ''}"
         if (folder / "verdict.json").exists():
             continue  # an interrupted invocation goes on with the same seed
-        verdict = run(fault, seed=arguments.seed, folder=folder, size=fault.short if arguments.short else fault.full)
+        size = replace(fault.short if arguments.short else fault.full, hours=arguments.hours)
+        verdict = run(fault, seed=arguments.seed, folder=folder, size=size)
         _say(fault.title, verdict)
         failed = failed or bool(verdict.violations)
     return 1 if failed else 0

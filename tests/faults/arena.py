@@ -19,7 +19,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from queue_pg.schema import migrate
-from tests.faults import ledgers, mixture
+from tests.faults import ledgers, logs, mixture
 from tests.faults.checker import Expectation, Violation, check
 from tests.faults.fleet import Fleet
 from tests.faults.lines import Line, Weather
@@ -41,6 +41,8 @@ class Size:
     workers: int = 3
     concurrency: int = 8
     job_seconds: float = 0.02
+    # Of a soak after the fault, where there is one.
+    hours: float = 0.0
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class Arena:
     # None: any worker may lose leases. Else only those that the fleet has disturbed.
     blames: bool = False
     may_remain: Sequence[str] = ()
+    # Whether jobs that have ended may be gone, when no application has an acknowledgement of them.
+    forgets: bool = False
     # Whether workers may end without being told to.
     may_die: bool = False
     # What has to outlive the fault, until the run has been taken stock of: lines, poolers, services.
@@ -217,9 +221,15 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
                 may_remain=arena.may_remain,
                 caps=arena.caps,
                 dead_at_ns=fleet.dead_at_ns,
+                forgets=arena.forgets,
             ),
         )
         broken = [Violation(*one) for one in find_broken(parts, evidence.runs, evidence.stored)]
+        busiest = logs.busiest(folder)
+        if busiest.lines > logs.MOST_LINES:
+            arena.violate(
+                "R1", f"{busiest.process} wrote {busiest.lines} lines about no job in the second {busiest.second}"
+            )
         violations = [*arena.violations, *account.violations, *broken, *_coverage(arena)]
         recoveries = arena.recoveries or [0.0]
         figures: dict[str, float] = {
@@ -229,6 +239,7 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             "recovery_p50_s": round(statistics.median(recoveries), 3),
             "recovery_max_s": round(max(recoveries), 3),
             "shutdown_max_s": round(max(fleet.stop_seconds, default=0.0), 3),
+            "log_lines_per_s_max": busiest.lines,
         }
         verdict = Verdict(
             fault.name,

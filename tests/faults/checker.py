@@ -39,12 +39,13 @@ class Violation:
 class Expectation:
     """What a run may look like. `excused`: the worker ids that were killed, stopped or cut off, None when any may lose
     a lease. `may_remain`: states besides the ends that jobs may rest in. `caps`: limit name to (numbers of its jobs,
-    most at once)."""
+    most at once). `forgets`: jobs that have ended, and that no application has an acknowledgement of, may be gone."""
 
     excused: Collection[str] | None = None
     may_remain: Collection[str] = ()
     caps: Mapping[str, tuple[Collection[int], int]] = field(default_factory=dict[str, tuple[Collection[int], int]])
     dead_at_ns: Mapping[int, int] = field(default_factory=dict[int, int])
+    forgets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
     violations = [
         *_submissions(evidence),
         *(found for job, own in edges.items() for found in _history(job, own)),
-        *_rows(evidence.stored, edges),
+        *_rows(evidence.stored, edges, _forgettable(evidence, edges) if expectation.forgets else frozenset()),
         *_executions(runs, edges),
         *_losses(evidence.edges, expectation.excused),
         *_unique(evidence.stored),
@@ -101,7 +102,7 @@ def _submissions(evidence: Evidence) -> Iterator[Violation]:
     for submission in evidence.submissions:
         rows = stored[submission.number]
         name = submission.id or f"number {submission.number}"
-        if submission.word == ACKED and [row.id for row in rows] != [submission.id]:
+        if submission.word == ACKED and (len(rows) != 1 or submission.id not in {None, rows[0].id}):
             yield Violation("S1", name, f"was acknowledged; stored: {[row.id for row in rows]}")
         elif submission.word == FAILED and rows:
             yield Violation("S2", name, f"was refused; stored: {[row.id for row in rows]}")
@@ -168,7 +169,14 @@ def _history(job: str, edges: Sequence[Edge]) -> Iterator[Violation]:
         yield Violation("S3", job, f"was removed as {removed.before} and is nowhere")
 
 
-def _rows(stored: Sequence[Stored], edges: Mapping[str, Sequence[Edge]]) -> Iterator[Violation]:
+def _forgettable(evidence: Evidence, edges: Mapping[str, Sequence[Edge]]) -> Collection[str]:
+    acked = {submission.id for submission in evidence.submissions}
+    return {job for job, own in edges.items() if job not in acked and own[-1].what in {"ended", "taken back"}}
+
+
+def _rows(
+    stored: Sequence[Stored], edges: Mapping[str, Sequence[Edge]], forgettable: Collection[str]
+) -> Iterator[Violation]:
     """S4: what a row says is what its last edge said, and a result is of the lease that ended it."""
     seen: set[str] = set()
     for job in stored:
@@ -185,7 +193,7 @@ def _rows(stored: Sequence[Stored], edges: Mapping[str, Sequence[Edge]]) -> Iter
         if job.state == "completed" and job.told is not None and job.told != job.token:
             yield Violation("S4", job.id, f"was ended by token {job.token} with the result of {job.told}")
     for job_id, own in edges.items():
-        if job_id not in seen and own[-1].what != "removed":
+        if job_id not in seen and own[-1].what != "removed" and job_id not in forgettable:
             yield Violation("S1", job_id, f"was {own[-1].after} and is gone")
 
 

@@ -43,8 +43,8 @@ begin
     values (new.id, 'ended', new.state, new.lease_token, new.lease_losses, new.worker_id);
   elsif tg_op = 'DELETE' then
     insert into faults.edges (job, what, before, token, losses) values (old.id, 'taken back', old.state, old.lease_token, old.lease_losses);
-  else
-    -- What has ended does not change.
+  elsif to_jsonb(old) - 'rerun_of' <> to_jsonb(new) - 'rerun_of' then
+    -- What has ended does not change. (A rerun that the cache has answered is stored before it is said whose it is.)
     insert into faults.edges (job, what, before, after, token, losses)
     values (new.id, 'rewritten', old.state, new.state, new.lease_token, new.lease_losses);
   end if;

@@ -115,6 +115,14 @@ async def tick() -> dict[str, Any]:
     return {"token": current_job().lease_token}
 
 
+@task
+async def tell_time(n: int) -> dict[str, Any]:
+    """Say what this machine takes for the time."""
+    note("begin", n)
+    note("end", n)
+    return {"token": current_job().lease_token, "time": time.time()}
+
+
 @task(max_attempts=9, retry_base_seconds=0.02, retry_cap_seconds=0.1)
 async def flaky(n: int) -> dict[str, Any]:
     """Fail twice, then succeed."""

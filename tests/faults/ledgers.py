@@ -24,7 +24,8 @@ WORDS: Final = (ACKED, FAILED, UNKNOWN)
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """How a submission ended for the one who made it. `number` is in the job's payload; `id` only of those acked."""
+    """How a submission ended for the one who made it. `number` is in the job's payload; `id` only of those acked, and
+    not even then if nobody asked for it."""
 
     number: int
     word: str
@@ -151,7 +152,13 @@ def read_edges(connection: psycopg.Connection[Any]) -> list[Edge]:
         " worker, extract(epoch from lease_before)::float8, extract(epoch from lease_after)::float8"
         " from faults.edges order by seq"
     )
-    return [Edge(*row) for row in rows]
+    # One string for each name: there may be millions of edges.
+    names: dict[str, str] = {}
+
+    def once(value: Any) -> Any:
+        return names.setdefault(value, value) if isinstance(value, str) else value
+
+    return [Edge(*map(once, row)) for row in rows]
 
 
 def read_stored(connection: psycopg.Connection[Any]) -> list[Stored]:

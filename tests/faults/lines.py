@@ -57,6 +57,8 @@ class Line:
         self.target = target
         self.calm = False
         self.cuts = self.resets = self.delays = self.bytes = 0
+        # When each connection was asked for, whether or not there was a server.
+        self.asked: list[float] = []
         self._weather = weather or Weather()
         self._random = randomness
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -89,6 +91,14 @@ class Line:
                 pair.lost = True
             return len(self._pairs)
 
+    def cut(self) -> None:
+        """Break the connections there are, and tell both sides."""
+        with self._lock:
+            pairs = list(self._pairs)
+        for pair in pairs:
+            _shut(pair.client)
+            _shut(pair.server)
+
     def close(self) -> None:
         """Take no more connections and break those there are."""
         _shut(self._listener)
@@ -110,6 +120,7 @@ class Line:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.asked.append(time.monotonic())
                 try:
                     server = socket.create_connection(("127.0.0.1", self.target))
                 except OSError:

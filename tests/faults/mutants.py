@@ -188,6 +188,48 @@ MUTANTS: Final = (
         "null;",
         "tests/workers/test_leases.py",
     ),
+    Mutant(
+        "retries that come at once",
+        f"{SQL}/finish.sql",
+        "(0.5::float8 + random() / 2::float8)",
+        "1::float8",
+        "tests/faults/test_faults.py -k F36",
+    ),
+    Mutant(
+        "a fleet that was throttled and comes back as one",
+        f"{WORKER}/kinds.py",
+        "random.uniform(1, 1 + SPREAD)",
+        "1",
+        "tests/workers/test_chat.py",
+    ),
+    Mutant(
+        "ends in bulk that lock in any order",
+        f"{SQL}/finish.sql",
+        "    order by i.id\n    for update of j",
+        "    order by random()\n    for update of j",
+        "tests/faults/test_faults.py -k F24",
+    ),
+    Mutant(
+        "an outage that is told with each try",
+        f"{WORKER}/outage.py",
+        "        if not self._failures:\n            reason",
+        "        if True:\n            reason",
+        "tests/faults/test_outages.py",
+    ),
+    Mutant(
+        "processes that try again at the same times",
+        f"{WORKER}/outage.py",
+        "return random.uniform(longest / 2, longest)",
+        "return longest",
+        "tests/faults/test_outages.py",
+    ),
+    Mutant(
+        "a listener that tries again without a pause",
+        "queue_pg/wakeup.py",
+        "self._stop.wait(pause * random.uniform(0.5, 1.0))",
+        "self._stop.wait(0.001)",
+        "tests/faults/test_outages.py",
+    ),
 )
 
 

@@ -78,6 +78,10 @@ class Postgres:
             raise RuntimeError(f"pg_basebackup: {done.stdout}")
         (self.folder / "cluster").symlink_to(data, target_is_directory=True)
 
+    def program(self, name: str) -> str:
+        """Return where a program of this server's version is."""
+        return str(self._programs / name)
+
     def start(self) -> None:
         """Start it and wait until it takes connections; one that starts already is waited for."""
         deadline = time.monotonic() + START_SECONDS

@@ -64,6 +64,18 @@ DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
         "S2",
         lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=9), replace(ROW, id="c", number=9)]),
     ),
+    "an acknowledged submission whose id nobody asked for, stored twice": (
+        "S1",
+        lambda e: replace(
+            e,
+            submissions=[*e.submissions, Submission(17, ACKED)],
+            stored=[ROW, replace(ROW, id="b", number=17), replace(ROW, id="c", number=17)],
+        ),
+    ),
+    "an acknowledged submission whose id nobody asked for, gone": (
+        "S1",
+        lambda e: replace(e, submissions=[*e.submissions, Submission(17, ACKED)]),
+    ),
     "half of what was submitted at once": (
         "S2",
         lambda e: replace(
@@ -93,6 +105,18 @@ DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "a unique key of two jobs": ("S8", lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=9)])),
     "a job that never ended": ("L1", lambda e: replace(e, stored=[replace(ROW, live=True, state="running")])),
 }
+
+
+def test_only_what_has_ended_and_nobody_was_promised_may_be_forgotten() -> None:
+    def missing(edges: list[Edge], *, acked: bool, forgets: bool) -> set[str]:
+        evidence = replace(CLEAN, submissions=CLEAN.submissions if acked else [], edges=edges, stored=[])
+        return {found.invariant for found in check(evidence, replace(WATCHFUL, forgets=forgets)).violations}
+
+    whole = list(CLEAN.edges)
+    assert missing(whole, acked=False, forgets=True) == set()
+    assert missing(whole, acked=False, forgets=False) == {"S1"}
+    assert missing(whole, acked=True, forgets=True) == {"S1"}
+    assert missing([BEGAN, CLAIMED, LOST, AGAIN], acked=False, forgets=True) == {"S1"}
 
 
 @pytest.mark.parametrize("name", DISORDER)

@@ -114,9 +114,9 @@ class ModelServer:
 
 
 @contextlib.asynccontextmanager
-async def model_server() -> AsyncIterator[ModelServer]:
-    """Run a server on a free port while the block lasts."""
-    server = ModelServer()
+async def model_server(server: ModelServer | None = None) -> AsyncIterator[ModelServer]:
+    """Run a server on a free port while the block lasts, a plain one unless given."""
+    server = server or ModelServer()
     connections: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

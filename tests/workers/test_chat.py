@@ -13,7 +13,7 @@ import pytest
 from in_process import finished, running
 from model_server import ModelServer, Step, model_server
 from queue_pg_workers.handlers.chat import ChatPayload, run_chat
-from queue_pg_workers.kinds import chat_handler
+from queue_pg_workers.kinds import chat_handler, spread
 from queue_pg_workers.providers.base import Provider, retry_after
 from queue_pg_workers.providers.choice import ProviderSettings, make_provider, ollama_base_url
 from queue_pg_workers.providers.mock import MockProvider, answer_to
@@ -170,6 +170,22 @@ async def test_throttling_snoozes_for_as_long_as_asked(
     server.script(Step(behaviour="status", status=status, headers={"Retry-After": "42"}))
     assert await chat(provider, HELLO) == Snooze(timedelta(seconds=42))
     assert len(server.requests) == 1
+
+
+async def test_who_was_throttled_at_once_does_not_come_back_at_once(
+    server: ModelServer, provider: OpenAIProvider
+) -> None:
+    handler = chat_handler(provider)
+    server.script(*[Step(behaviour="status", status=429, headers={"Retry-After": "40"})] * 20)
+    outcomes = [await handler.fn(**handler.validate(HELLO)) for _ in range(20)]
+    waits = [outcome.delay.total_seconds() for outcome in outcomes]
+    assert all(40 <= wait <= 50 for wait in waits)
+    assert max(waits) - min(waits) > 1
+
+
+@pytest.mark.parametrize("outcome", [Fail("no"), Snooze(timedelta(0)), {"text": "Hello"}, None])
+def test_nothing_is_put_off_that_nobody_asked_to(outcome: Any) -> None:
+    assert spread(outcome) == outcome
 
 
 def test_retry_after() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -9,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from queue_pg.models import Fail, Snooze
 from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
 from queue_pg.tasks import Task, current_job
@@ -18,6 +20,8 @@ from queue_pg_workers.handlers import chat, command, plan, subtask, webhook
 from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.spans import traced
 from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
+
+SPREAD = 0.25
 
 
 class RunIn(StrEnum):
@@ -120,8 +124,21 @@ def _built_in(kind: str, run: Callable[..., Any], model: type[BaseModel], descri
         except ValidationError as error:
             raise refusal(error) from None
 
+    async def run_apart(payload: Any) -> Any:
+        return spread(await run(payload))
+
     spec = {"kind": kind, "schema": model.model_json_schema(), "description": description, **policy}
-    return Handler(kind=kind, fn=run, validate=validate, run_in=RunIn.LOOP, spec=spec)
+    return Handler(kind=kind, fn=run_apart, validate=validate, run_in=RunIn.LOOP, spec=spec)
+
+
+def spread(outcome: Any) -> Any:
+    """Have whoever was asked to wait come back at that time or up to a quarter later.
+
+    A server that refuses many at one moment asks all of them to wait equally long; they must not come back as one.
+    """
+    if isinstance(outcome, Snooze | Fail) and outcome.delay is not None:
+        return replace(outcome, delay=outcome.delay * random.uniform(1, 1 + SPREAD))
+    return outcome
 
 
 def task_handler(task: Task[..., Any]) -> Handler:

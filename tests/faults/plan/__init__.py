@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.faults.arena import Fault, Size
 from tests.faults.machine import no_fake_clock, no_pooler, no_small_disk
-from tests.faults.plan import api, clocks, network, processes, server, standbys
+from tests.faults.plan import api, clocks, clocks_moved, load, network, processes, providers, server, sessions, standbys
 
 _SMALL_LOG: Final = {"max_wal_size": "128MB", "min_wal_size": "32MB"}
 
@@ -39,9 +39,26 @@ FAULTS: Final = (
         obstacle=no_fake_clock,
     ),
     Fault(
+        "F14b",
+        "times of day that are skipped or come twice",
+        clocks_moved.change_times,
+        Size(hits=2, workers=0),
+        Size(hits=40, workers=0),
+        obstacle=clocks_moved.no_time_zones,
+    ),
+    Fault(
         "F15", "disks full", server.fill_disks, Size(hits=1), Size(hits=50), settings=_SMALL_LOG, obstacle=no_small_disk
     ),
     Fault("F16", "a snapshot held", server.hold_snapshot, Size(hits=500), Size(hits=100_000, rate=800)),
+    Fault("F17", "scans that overlap", load.overlap_scans, Size(hits=600), Size(hits=60_000, rate=400)),
+    Fault(
+        "F18",
+        "writers in numbers",
+        load.write_at_once,
+        Size(hits=192, workers=2),
+        Size(hits=10_000, workers=2),
+        settings={"max_connections": "150"},
+    ),
     Fault(
         "F19",
         "notifications stuck",
@@ -66,12 +83,36 @@ FAULTS: Final = (
         Size(hits=50, workers=5),
         settings={"max_connections": "80"},
     ),
+    Fault(
+        "F24",
+        "a hunt for deadlocks",
+        sessions.hunt_deadlocks,
+        Size(hits=800, workers=2, rate=40),
+        Size(hits=100_000, workers=2, rate=40),
+        # What gives up by itself does so after 100 and 250 ms (docs/design.md, Order of locks), before the server looks.
+        settings={"deadlock_timeout": "400ms", "log_lock_waits": "on"},
+    ),
     Fault("F29", "handlers that crash their worker", processes.crash_in_handlers, Size(hits=2), Size(hits=50)),
     Fault("F30", "errors that are hard to store", processes.shout, Size(hits=2), Size(hits=20)),
     Fault(
         "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=300, workers=5)
     ),
     Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
+    Fault(
+        "F36",
+        "a provider that refuses for long",
+        providers.storm,
+        Size(hits=2, workers=0, rate=30),
+        Size(hits=60, workers=0, rate=30),
+    ),
+    Fault(
+        "F38",
+        "a backlog, retention and vacuum",
+        load.drain_backlog,
+        Size(hits=10_000, workers=0, concurrency=50),
+        Size(hits=1_000_000, workers=0, concurrency=50),
+        settings={"track_functions": "pl"},
+    ),
     Fault("F40", "the API killed", api.kill_api, Size(hits=1), Size(hits=100)),
 )
 

@@ -7,9 +7,14 @@ from typing import Final
 
 from tests.faults.arena import Arena
 from tests.faults.machine import fake_clock
+from tests.faults.plan.clocks_moved import HOUR, Dial, move_clocks
 
-HOUR: Final = 3_600
 DELAY_SECONDS: Final = 1.0
+_TOLD: Final = """
+select count(*) filter (where t.ahead > %s), count(*) filter (where t.ahead < 0 - %s)
+from (select (result ->> 'time')::float8 - extract(epoch from finished_at)::float8 as ahead
+  from queue_pg.finished_jobs where kind = 'tell_time') t
+"""
 EARLY: Final = """
 select e.job::text, extract(epoch from j.run_at - e.at)::float8 from faults.edges e
 join (select id, run_at from queue_pg.jobs union all select id, run_at from queue_pg.finished_jobs) j on j.id = e.job
@@ -18,20 +23,26 @@ where e.what = 'changed' and e.after = 'running' and e.token = 1 and e.at < j.ru
 
 
 def set_clocks_wrong(arena: Arena) -> None:
-    """F14: the clocks of workers are an hour ahead and an hour behind. Only that of the server decides."""
+    """F14: the clocks of workers are an hour ahead and an hour behind, then jump, and run fast and slow. Only that of
+    the server decides."""
     library = fake_clock()
     assert library is not None
     # Nobody is disturbed, so no lease may be lost.
     arena.blames = True
-    for index in range(3):
-        offset = (HOUR, -HOUR, 24 * HOUR)[index]
-        arena.fleet.add(LD_PRELOAD=library, FAKETIME=f"{offset:+d}s", FAKETIME_DONT_FAKE_MONOTONIC="1")
+    dials = [Dial(arena.folder / f"clock-{index}", library) for index in range(3)]
+    for dial, offset in zip(dials, (HOUR, -HOUR, 24 * HOUR), strict=True):
+        dial.set(offset)
+        arena.fleet.add(**dial.environment)
         arena.hits["wrong clocks"] += 1
     arena.postgres.execute(_SCHEDULE, {"name": "tick"})
     arena.produce(keyed=True, delay=DELAY_SECONDS)
     arena.produce(keyed=True)
     arena.produce(keyed=False)
-    arena.progress(arena.size.hits)
+    arena.produce(keyed=False, kind="tell_time", payload={}, rate=20.0)
+    arena.progress()
+    move_clocks(arena, dials)
+    [[fast, slow]] = arena.postgres.execute(_TOLD, (HOUR / 2, HOUR / 2))
+    arena.hits["jobs told a later time"], arena.hits["jobs told an earlier time"] = fast, slow
     if not arena.postgres.execute("select 1 from faults.edges where before = 'scheduled' and after = 'queued' limit 1"):
         arena.violate("coverage", "no job was started later")
     _end_schedules(arena)

@@ -89,7 +89,7 @@ FAULTS: Final = (
         sessions.hunt_deadlocks,
         Size(hits=800, workers=2, rate=40),
         Size(hits=100_000, workers=2, rate=40),
-        # What gives up by itself does so after 250 ms at most (docs/design.md, Order of locks), before the server looks.
+        # Waits that end by themselves take 250 ms at most (docs/design.md, Order of locks): the server looks later.
         settings={"deadlock_timeout": "400ms", "log_lock_waits": "on"},
     ),
     Fault("F29", "handlers that crash their worker", processes.crash_in_handlers, Size(hits=2), Size(hits=50)),

@@ -183,7 +183,7 @@ async def test_who_was_throttled_at_once_does_not_come_back_at_once(
     assert max(waits) - min(waits) > 1
 
 
-@pytest.mark.parametrize("outcome", [Fail("no"), Snooze(timedelta(0)), {"text": "Hello"}, None])
+@pytest.mark.parametrize("outcome", [Fail("no", delay=timedelta(1)), Snooze(timedelta(0)), {"text": "Hello"}, None])
 def test_nothing_is_put_off_that_nobody_asked_to(outcome: Any) -> None:
     assert spread(outcome) == outcome
 

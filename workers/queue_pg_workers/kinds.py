@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from queue_pg.models import Fail, Snooze
+from queue_pg.models import Snooze
 from queue_pg.schedules import TaskSchedule
 from queue_pg.signatures import refusal
 from queue_pg.tasks import Task, current_job
@@ -132,12 +132,12 @@ def _built_in(kind: str, run: Callable[..., Any], model: type[BaseModel], descri
 
 
 def spread(outcome: Any) -> Any:
-    """Have whoever was asked to wait come back at that time or up to a quarter later.
+    """Have whom a model server has asked to wait come back at that time or up to a quarter later.
 
-    A server that refuses many at one moment asks all of them to wait equally long; they must not come back as one.
+    One that refuses many at one moment asks all of them to wait equally long; they must not come back as one.
     """
-    if isinstance(outcome, Snooze | Fail) and outcome.delay is not None:
-        return replace(outcome, delay=outcome.delay * random.uniform(1, 1 + SPREAD))
+    if isinstance(outcome, Snooze):
+        return Snooze(outcome.delay * random.uniform(1, 1 + SPREAD))
     return outcome
 
 

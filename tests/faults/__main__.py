@@ -1,4 +1,4 @@
-"""The command: `python -m tests.faults [FAULT..] [--seed N] [--short] [--hours N] [--folder PATH]`."""
+"""The command: `python -m tests.faults [FAULT..] [--seed N] [--short] [--hours N] [--folder PATH] [--write]`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from tests.faults import report
 from tests.faults.arena import Verdict, run
 from tests.faults.plan import FAULTS
 
@@ -21,6 +22,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few hits each, in minutes instead of hours")
     parser.add_argument("--folder", type=Path, default=Path(".faults"), help="where ledgers and verdicts go")
     parser.add_argument("--hours", type=float, default=0.0, help="of a soak after F38")
+    parser.add_argument(
+        "--write", action="store_true", help="publish the full runs of this seed in docs/reliability.md"
+    )
     arguments = parser.parse_args()
     names = {fault.name for fault in FAULTS}
     if unknown := set(arguments.names) - names:
@@ -36,10 +40,20 @@ def main() -> int:
         folder = arguments.folder / f"{fault.name}-{arguments.seed}{'-short' if arguments.short else ''}"
         if (folder / "verdict.json").exists():
             continue  # an interrupted invocation goes on with the same seed
+        if folder.exists():
+            folder.rename(folder.with_name(f"{folder.name}-interrupted-{int(time.time())}"))
         size = replace(fault.short if arguments.short else fault.full, hours=arguments.hours)
-        verdict = run(fault, seed=arguments.seed, folder=folder, size=size)
+        try:
+            verdict = run(fault, seed=arguments.seed, folder=folder, size=size)
+        except Exception as error:
+            # The others are made all the same; this one is made again by the next invocation.
+            sys.stdout.write(f"{fault.name} {fault.title}: BROKEN off, {type(error).__name__}: {error}\n")
+            failed = True
+            continue
         _say(fault.title, verdict)
         failed = failed or bool(verdict.violations)
+    if arguments.write:
+        report.write(report.gather(arguments.folder, arguments.seed))
     return 1 if failed else 0
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from benchmarks.results import commit
 from queue_pg.schema import migrate
 from tests.faults import ledgers, logs, mixture
 from tests.faults.checker import Expectation, Violation, check
@@ -186,6 +187,9 @@ class Verdict:
     hits: Mapping[str, int]
     figures: Mapping[str, float]
     violations: Sequence[str]
+    # Of the project, and the version of PostgreSQL.
+    commit: str
+    server: str
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -248,6 +252,8 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             dict(arena.hits),
             figures,
             [str(one) for one in violations],
+            commit(),
+            postgres.version,
         )
     finally:
         postgres.stop()

@@ -42,6 +42,7 @@ class Postgres:
         self._settings = {**SETTINGS, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
         version, home = max(available_versions().items(), key=lambda item: int(item[0]))
+        self.version = version
         self._account = server_account(folder / "cluster")
         self._programs = programs_for(self._account, home)
         folder.mkdir(parents=True, exist_ok=True)

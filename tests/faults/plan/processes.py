@@ -54,6 +54,7 @@ def kill_workers_at_points(arena: Arena) -> None:
             if victim.process.returncode != -signal.SIGKILL:
                 arena.violate("coverage", f"the worker for {point} ended with {victim.process.returncode}")
             arena.hits[point] += 1
+            arena.hits["worker kills"] += 1
     arena.progress()
 
 

@@ -1,0 +1,149 @@
+"""The results of `make faults` in docs/reliability.md: rendered from tests/faults/results.json, never by hand."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.results import ROOT, describe_machine
+from tests.faults.arena import Verdict
+
+RESULTS: Final = Path(__file__).with_name("results.json")
+PAGE: Final = ROOT / "docs" / "reliability.md"
+BEGIN: Final = "<!-- results: written by make faults -->"
+END: Final = "<!-- end of results -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum over all runs: of hits or figures with these names, and how much a whole run is meant to have."""
+
+    title: str
+    names: Sequence[str]
+    wanted: int = 0
+
+
+TOTALS: Final = (
+    Total("jobs", ["jobs"], 1_000_000),
+    Total("executions", ["executions"]),
+    Total("workers killed", ["worker kills", "kills of who fires"], 2_000),
+    Total("workers frozen", ["freezes"]),
+    Total("servers killed", ["server kills", "failovers"], 200),
+    Total("servers restarted", ["restarts"]),
+    Total("connections terminated", ["terminations"], 2_000),
+    Total("replies lost after the commit", ["lost replies to applications", "lost replies to workers"], 500),
+    Total("APIs killed", ["API kills"]),
+    Total("clocks set wrong", ["wrong clocks"]),
+    Total("stale writes tried", ["stale writes tried"], 10_000),
+    Total("stale writes accepted", ["stale_accepted"]),
+    Total("acknowledged jobs lost", ["lost"]),
+    Total("duplicates explained by a lost lease", ["duplicates_explained"]),
+    Total("duplicates unexplained", ["duplicates_unexplained"]),
+)
+
+
+def load(path: Path = RESULTS) -> tuple[Mapping[str, str], list[Verdict]]:
+    """Return the machine and the verdicts that are published; none where there are none."""
+    if not path.exists():
+        return {}, []
+    stored = json.loads(path.read_text())
+    return stored["machine"], [Verdict(**verdict) for verdict in stored["verdicts"]]
+
+
+def gather(folder: Path, seed: int) -> list[Verdict]:
+    """Return the verdicts of the full runs with this seed, in the order of the plan."""
+    found = [Verdict(**json.loads(path.read_text())) for path in folder.glob(f"F*-{seed}/verdict.json")]
+    return sorted(found, key=lambda verdict: int(verdict.fault.removeprefix("F")))
+
+
+def write(verdicts: Sequence[Verdict], results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Publish these verdicts."""
+    machine = describe_machine()
+    results.write_text(
+        json.dumps({"machine": machine, "verdicts": [asdict(verdict) for verdict in verdicts]}, indent=1) + "\n"
+    )
+    page.write_text(embed(page.read_text(), render(machine, verdicts)))
+
+
+def embed(page: str, section: str) -> str:
+    """Return the page with this section between its marks. Raises ValueError where it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no place between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{section}{END}{after}"
+
+
+def published(page: str) -> str:
+    """Return the section between the marks of a page."""
+    return page.partition(f"{BEGIN}\n")[2].partition(END)[0]
+
+
+def render(machine: Mapping[str, str], verdicts: Sequence[Verdict]) -> str:
+    """Return the section in Markdown."""
+    if not verdicts:
+        return "No full run has been published yet.\n"
+    sums = Counter[str]()
+    for verdict in verdicts:
+        for name, value in {**verdict.hits, **verdict.figures}.items():
+            sums[name] += int(value)
+    broken = [f"{verdict.fault} {violation}" for verdict in verdicts for violation in verdict.violations]
+    minutes = sum(verdict.seconds for verdict in verdicts) / 60
+    lines = [
+        f"Seed {_all(verdicts, lambda one: str(one.seed))}, {minutes:,.0f} minutes, commit"
+        f" {_all(verdicts, lambda one: one.commit)}, PostgreSQL {_all(verdicts, lambda one: one.server)};"
+        f" {', '.join(f'{name} {value}' for name, value in machine.items())}.",
+        "",
+        "| in all | | wanted |",
+        "|---|---|---|",
+        *(f"| {total.title} | {sum(sums[name] for name in total.names):,} | {_wanted(total)} |" for total in TOTALS),
+        f"| promises broken | {len(broken)} | 0 |",
+        "",
+        _bound(sums["acked"], sums["lost"]),
+        "",
+        "| fault | minutes | hits | jobs | lost | duplicates explained / not | recovery p50 / p99 / max"
+        " | shutdown max |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(_row, verdicts),
+        "",
+    ]
+    if broken:
+        lines += ["Broken promises:", "", *(f"- {text}" for text in broken), ""]
+    return "\n".join(lines)
+
+
+def _all(verdicts: Sequence[Verdict], of: Callable[[Verdict], str]) -> str:
+    return ", ".join(sorted({of(verdict) for verdict in verdicts}))
+
+
+def _wanted(total: Total) -> str:
+    if total.wanted:
+        return f"{total.wanted:,}"
+    return "0" if total.title in {"stale writes accepted", "acknowledged jobs lost", "duplicates unexplained"} else ""
+
+
+def _bound(acked: int, lost: int) -> str:
+    if lost or not acked:
+        return f"{lost} of {acked:,} acknowledged jobs were lost."
+    return (
+        f"None of {acked:,} acknowledged jobs was lost: were one in {acked // 3:,} lost under such faults, a run"
+        " like this would show it with a probability of 95 % (3/N)."
+    )
+
+
+def _row(verdict: Verdict) -> str:
+    figures = verdict.figures
+    hits = ", ".join(f"{count:,} {name}" for name, count in verdict.hits.items())
+    recovery = " / ".join(
+        f"{figures[name]:.2f} s" if name in figures else "-"
+        for name in ("recovery_p50_s", "recovery_p99_s", "recovery_max_s")
+    )
+    return (
+        f"| {verdict.fault} | {verdict.seconds / 60:.1f} | {hits} | {figures['jobs']:,.0f} | {figures['lost']:.0f}"
+        f" | {figures['duplicates_explained']:,.0f} / {figures['duplicates_unexplained']:,.0f} | {recovery}"
+        f" | {figures['shutdown_max_s']:.2f} s |"
+    )

@@ -1,4 +1,4 @@
-"""Connections as the library makes them: autocommit, found dead early, and safe behind PgBouncer.
+"""Connections as the library makes them: autocommit, found dead early, never waited for in vain, safe behind PgBouncer.
 
 Session settings travel as start-up options, never as SET: behind a transaction pooler a SET stays on a server
 connection that the next client gets. A pooler that refuses the options (`unsupported startup parameter`) is asked
@@ -11,13 +11,17 @@ none; the SQL functions keep their plans anyway.
 from __future__ import annotations
 
 import select
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from psycopg import AsyncConnection, Connection, OperationalError, conninfo
+from psycopg.abc import PQGen
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg.dsn import normalise_dsn
+from queue_pg.patience import answer_seconds, within
 from queue_pg.statements import statement
+
+T = TypeVar("T")
 
 KEEPALIVES: Final[dict[str, str | int]] = {
     "keepalives": 1,
@@ -52,12 +56,12 @@ def connect_arguments(dsn: str, *, application: str = "queue-pg", options: str =
     return {**defaults, "autocommit": True, "prepare_threshold": None}
 
 
-def connect(dsn: str, *, application: str = "queue-pg") -> Connection[tuple[Any, ...]]:
+def connect(dsn: str, *, application: str = "queue-pg") -> LibraryConnection:
     """Open one blocking connection as described above."""
     return LibraryConnection.connect(**connect_arguments(dsn, application=application))
 
 
-async def connect_async(dsn: str, *, application: str = "queue-pg") -> AsyncConnection[tuple[Any, ...]]:
+async def connect_async(dsn: str, *, application: str = "queue-pg") -> LibraryAsyncConnection:
     """Open one async connection as described above."""
     return await LibraryAsyncConnection.connect(**connect_arguments(dsn, application=application))
 
@@ -90,10 +94,18 @@ def make_async_pool(
 
 
 class LibraryAsyncConnection(AsyncConnection[tuple[Any, ...]]):
-    """Connects without start-up options where a pooler refuses them."""
+    """Connects without start-up options where a pooler refuses them, and waits `answer_seconds` for each answer."""
+
+    answer_seconds: float | None = None
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        connection = await cls._connect_somehow(conninfo, **kwargs)
+        connection.answer_seconds = answer_seconds(kwargs.get("options") or "")
+        return connection
+
+    @classmethod
+    async def _connect_somehow(cls, conninfo: str, **kwargs: Any) -> Self:
         try:
             return await super().connect(conninfo, **_acceptable(kwargs))
         except OperationalError as error:
@@ -102,12 +114,25 @@ class LibraryAsyncConnection(AsyncConnection[tuple[Any, ...]]):
         kwargs["options"] = ""
         return await super().connect(conninfo, **kwargs)
 
+    async def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
+        if self.answer_seconds is not None:
+            gen = within(gen, self.pgconn, self.answer_seconds)
+        return await super().wait(gen, *arguments, **options)
+
 
 class LibraryConnection(Connection[tuple[Any, ...]]):
-    """Connects without start-up options where a pooler refuses them."""
+    """Connects without start-up options where a pooler refuses them, and waits `answer_seconds` for each answer."""
+
+    answer_seconds: float | None = None
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        connection = cls._connect_somehow(conninfo, **kwargs)
+        connection.answer_seconds = answer_seconds(kwargs.get("options") or "")
+        return connection
+
+    @classmethod
+    def _connect_somehow(cls, conninfo: str, **kwargs: Any) -> Self:
         try:
             return super().connect(conninfo, **_acceptable(kwargs))
         except OperationalError as error:
@@ -115,6 +140,11 @@ class LibraryConnection(Connection[tuple[Any, ...]]):
                 raise
         kwargs["options"] = ""
         return super().connect(conninfo, **kwargs)
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
+        if self.answer_seconds is not None:
+            gen = within(gen, self.pgconn, self.answer_seconds)
+        return super().wait(gen, *arguments, **options)
 
 
 _refusing: Final[set[tuple[object, object]]] = set()

@@ -23,7 +23,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from queue_pg.connections import SAFE_PATH, LibraryConnection, connect_arguments
+from queue_pg.connections import SAFE_PATH, SESSION_OPTIONS, LibraryConnection, connect_arguments
 from queue_pg.errors import (
     DatabaseUnavailable,
     MigrationBusy,
@@ -35,6 +35,8 @@ from queue_pg.errors import (
 from queue_pg.statements import statement
 
 DEFAULT_LOCK_TIMEOUT_SECONDS = 3.0
+# A migration may rewrite what is large; views keep the operators they were made with.
+MIGRATION_OPTIONS = f"{SAFE_PATH} -c statement_timeout=1h"
 MINIMUM_SERVER_VERSION = 140000
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -146,7 +148,7 @@ def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECO
     Raises MigrationBusy when a lock is not had within `lock_timeout_seconds` (nothing was changed: try again), and
     SchemaError for everything else that stands in the way.
     """
-    with connect(dsn) as conn:
+    with connect(dsn, options=MIGRATION_OPTIONS) as conn:
         _require_server_version(conn)
         try:
             with conn.transaction():
@@ -195,11 +197,10 @@ def snapshot(conn: Connection) -> list[str]:
 
 
 @contextmanager
-def connect(dsn: str) -> Generator[Connection]:
-    """A connection for migrations; autocommit, no prepared statements (safe behind a pooler)."""
+def connect(dsn: str, *, options: str = SESSION_OPTIONS) -> Generator[Connection]:
+    """A connection for migrations and looks at them; autocommit, no prepared statements (safe behind a pooler)."""
     try:
-        # A migration may take long, so without the other options; views keep the operators they were made with.
-        arguments = connect_arguments(dsn, application="queue-pg migrate", options=SAFE_PATH)
+        arguments = connect_arguments(dsn, application="queue-pg migrate", options=options)
         conn = LibraryConnection.connect(**arguments)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(

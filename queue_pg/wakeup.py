@@ -33,7 +33,9 @@ DUE: Final = "queue_pg_due"
 EVENTS: Final = "queue_pg_events"
 TRANSITIONS: Final = "queue_pg_transitions"
 CHANNELS: Final = (WAKE, RESULT, CANCEL, DUE, EVENTS, TRANSITIONS)
-_PROBE_SECONDS: Final = 60.0
+PROBE_SECONDS: Final = 60.0
+# What is asked on this connection takes no time.
+ANSWER_SECONDS: Final = 10.0
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 
 _log = logging.getLogger(__name__)
@@ -222,11 +224,12 @@ class Wakeups:
         while not self._stop.is_set():
             try:
                 with connect(self._dsn, application=self._application) as conn:
+                    conn.answer_seconds = ANSWER_SECONDS
                     if self._listen(conn):
                         pause = _BACKOFF_SECONDS[0]
                         self._serve(conn, bell[0])
                     else:
-                        pause = _PROBE_SECONDS
+                        pause = PROBE_SECONDS
             except Exception as error:
                 if not self._failing and not self._stop.is_set():
                     self._failing = True
@@ -268,7 +271,7 @@ class Wakeups:
         poll = select.poll()
         poll.register(conn.fileno(), select.POLLIN)
         poll.register(bell.fileno(), select.POLLIN)
-        probe_at = time.monotonic() + _PROBE_SECONDS
+        probe_at = time.monotonic() + PROBE_SECONDS
         while not self._stop.is_set():
             # Notifications that came together with the answer to LISTEN or to a probe are in memory already.
             self._deliver(conn)
@@ -279,7 +282,7 @@ class Wakeups:
             if time.monotonic() >= probe_at:
                 # A connection that a firewall has dropped looks idle for ever.
                 conn.execute("select 1")
-                probe_at = time.monotonic() + _PROBE_SECONDS
+                probe_at = time.monotonic() + PROBE_SECONDS
 
     def _deliver(self, conn: Connection[Any]) -> None:
         """Wake whoever waits for what has come; a burst of equal notifications is one wake-up."""

@@ -345,8 +345,9 @@ class EmbeddedPostgres:
         """Create the database; every start looks, since a killed first start may have ended before it."""
         # The caller's PG* variables (PGSSLMODE, PGOPTIONS) are about other servers.
         plain = make_conninfo(
-            self._dsn(), dbname="postgres", sslmode="disable", gssencmode="disable", options="", connect_timeout=30
-        )
+            self._dsn(), dbname="postgres", sslmode="disable", gssencmode="disable", options="-c statement_timeout=60s",
+            connect_timeout=30,
+        )  # fmt: skip
         with psycopg.connect(plain, autocommit=True) as connection:
             found = connection.execute("select 1 from pg_database where datname = 'queue_pg'").fetchone()
             try:

@@ -13,8 +13,8 @@ import psycopg
 
 from queue_pg import store_sync
 from queue_pg.connections import connect
+from queue_pg.patience import sever
 from queue_pg_workers.leases import Held, Leases
-from queue_pg_workers.link import sever
 from queue_pg_workers.outage import Outage
 from queue_pg_workers.signals import Signals
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -12,6 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from queue_pg.connections import connect_async, prepare_if_direct
+from queue_pg.patience import sever
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -24,19 +23,6 @@ def primary_dsn(dsn: str) -> str:
     if conninfo_to_dict(dsn).get("target_session_attrs") == "read-write":
         return dsn
     return make_conninfo(dsn, target_session_attrs="primary")
-
-
-def sever(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Break a connection from outside, so that whoever waits for its answer gets an OperationalError at once.
-
-    Closing it instead would free the file descriptor under the waiter, and cancelling the waiter asks the server
-    that does not answer to cancel.
-    """
-    try:
-        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    except (OSError, psycopg.Error):
-        return  # broken already
 
 
 class Link:
@@ -99,6 +85,7 @@ class Link:
 
     async def _connect(self) -> Connection:
         connection = await connect_async(self._dsn, application=self._application)
+        connection.answer_seconds = STATEMENT_SECONDS
         try:
             await prepare_if_direct(connection)
         except BaseException:

@@ -9,8 +9,8 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +22,24 @@ from benchmarks.results import commit
 from queue_pg.schema import migrate
 from tests.faults import ledgers, logs, mixture
 from tests.faults.checker import Expectation, Violation, check
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import GRACE_SECONDS, LEASE_SECONDS, Fleet, Worker
+from tests.faults.ledgers import Evidence
 from tests.faults.lines import Line, Weather
 from tests.faults.mixture import Mixer
 from tests.faults.parts import Parts, find_broken, read_parts
 from tests.faults.postgres import Postgres
 from tests.faults.producers import HttpProducer, Producer
+from tests.faults.recovery import (
+    AFTER_SECONDS,
+    CALM_SECONDS,
+    MANY,
+    Outage,
+    back_after,
+    broken_back,
+    broken_reclaims,
+    percentile,
+    reclaims,
+)
 from tests.faults.service import Service
 
 HEAL_SECONDS: Final = 60.0
@@ -69,6 +81,10 @@ class Arena:
     may_remain: Sequence[str] = ()
     # Whether jobs that have ended may be gone, when no application has an acknowledgement of them.
     forgets: bool = False
+    forsaken: set[str] = field(default_factory=set[str])
+    # Those with calm before and after them, and the workers that were killed in calm.
+    outages: list[Outage] = field(default_factory=list[Outage])
+    calmly_killed: set[str] = field(default_factory=set[str])
     # Whether workers may end without being told to.
     may_die: bool = False
     # What has to outlive the fault, until the run has been taken stock of: lines, poolers, services.
@@ -87,15 +103,15 @@ class Arena:
         self.producers.append(producer)
         return producer
 
-    def line(self, weather: Weather | None = None) -> Line:
+    def line(self, weather: Weather | None = None, *, host: str = "127.0.0.1") -> Line:
         """Make a line to the server that lasts until the end."""
-        line = Line(self.postgres.port, random.Random(self.random.random()), weather)
+        line = Line(self.postgres.port, random.Random(self.random.random()), weather, host=host)
         self.stack.callback(line.close)
         return line
 
     def through(self, line: Line) -> str:
         """Return the server's address by way of a line."""
-        return make_conninfo(self.postgres.dsn, port=line.port)
+        return make_conninfo(self.postgres.dsn, host=line.host, port=line.port)
 
     def mix(self, dsn: str | None = None) -> Mixer:
         """Start an application that uses every part of the queue, until peace comes."""
@@ -146,6 +162,23 @@ class Arena:
         self.until(lambda: self.done() >= target, f"{jobs} more jobs are done")
         self.recoveries.append(time.monotonic() - begin)
 
+    def is_measured(self, hit: int) -> bool:
+        """Whether there is time for calm around this hit, the first of which is 0."""
+        return self.size.hits >= MANY and hit % MANY == 0
+
+    @contextmanager
+    def outage(self, *, measured: bool) -> Generator[None]:
+        """Note how long the server is away in the block, with calm around it if it is measured."""
+        calm_ns = time.monotonic_ns()
+        if measured:
+            time.sleep(CALM_SECONDS)
+        down_ns = time.monotonic_ns()
+        yield
+        up_ns = time.monotonic_ns()
+        if measured:
+            time.sleep(AFTER_SECONDS)
+            self.outages.append(Outage(calm_ns, down_ns, up_ns, time.monotonic_ns()))
+
     def done(self) -> int:
         """Return how many jobs have ended, as the ledger of the handlers knows; the server may be away."""
         for path in self.folder.glob("effects-*.jsonl"):
@@ -157,6 +190,11 @@ class Arena:
             new = new[: new.rfind(b"\n") + 1]
             self._ended[path] = (read + len(new), found + new.count(b'["end"'))
         return sum(found for _, found in self._ended.values())
+
+    def done_by(self, worker: Worker) -> int:
+        """Return how many jobs this worker has ended."""
+        path = self.folder / f"effects-{worker.pid}.jsonl"
+        return path.read_bytes().count(b'["end"') if path.exists() else 0
 
     def violate(self, invariant: str, text: str, job: str = "-") -> None:
         """Note a broken promise that the ledgers do not show."""
@@ -226,6 +264,7 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
                 caps=arena.caps,
                 dead_at_ns=fleet.dead_at_ns,
                 forgets=arena.forgets,
+                forsaken=arena.forsaken,
             ),
         )
         broken = [Violation(*one) for one in find_broken(parts, evidence.runs, evidence.stored)]
@@ -234,13 +273,16 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             arena.violate(
                 "R1", f"{busiest.process} wrote {busiest.lines} lines about no job in the second {busiest.second}"
             )
+        times = _times(arena, evidence)
         violations = [*arena.violations, *account.violations, *broken, *_coverage(arena)]
         recoveries = arena.recoveries or [0.0]
         figures: dict[str, float] = {
             **account.figures,
             **_counts(parts),
             **arena.figures,
+            **times,
             "recovery_p50_s": round(statistics.median(recoveries), 3),
+            "recovery_p99_s": round(percentile(recoveries, 0.99), 3),
             "recovery_max_s": round(max(recoveries), 3),
             "shutdown_max_s": round(max(fleet.stop_seconds, default=0.0), 3),
             "log_lines_per_s_max": busiest.lines,
@@ -276,6 +318,27 @@ def _heal(arena: Arena) -> None:
     codes = [*arena.fleet.stop(), *(service.stop() for service in arena.services)]
     if set(codes) != {0}:
         arena.violate("L2", f"workers and services ended with {codes}")
+
+
+def _times(arena: Arena, evidence: Evidence) -> dict[str, float]:
+    """How soon work went on, and whether that is as promised where there was time to see it."""
+    figures: dict[str, float] = {}
+    found = reclaims(evidence.edges, arena.fleet.dead_at)
+    if everything := [seconds for own in found.values() for seconds in own]:
+        figures["reclaimed"] = len(everything)
+        figures["reclaim_p50_s"] = round(statistics.median(everything), 3)
+        figures["reclaim_p99_s"] = round(percentile(everything, 0.99), 3)
+    if calm := [seconds for worker in arena.calmly_killed for seconds in found.get(worker, ())]:
+        figures["reclaim_in_calm_max_s"] = round(max(calm), 3)
+        if (text := broken_reclaims(calm, LEASE_SECONDS)) is not None:
+            arena.violate("L2", text)
+    if back := list(back_after(evidence.runs, arena.outages)):
+        figures["back_p50_s"], figures["back_max_s"] = round(statistics.median(back), 1), round(max(back), 1)
+        if (text := broken_back(back)) is not None:
+            arena.violate("L2", text)
+    if max(arena.fleet.stop_seconds, default=0.0) > GRACE_SECONDS:
+        arena.violate("L1", f"a worker ended {max(arena.fleet.stop_seconds):.1f} s after it was asked to")
+    return figures
 
 
 def _live(arena: Arena) -> int | None:

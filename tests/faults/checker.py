@@ -39,13 +39,16 @@ class Violation:
 class Expectation:
     """What a run may look like. `excused`: the worker ids that were killed, stopped or cut off, None when any may lose
     a lease. `may_remain`: states besides the ends that jobs may rest in. `caps`: limit name to (numbers of its jobs,
-    most at once). `forgets`: jobs that have ended, and that no application has an acknowledgement of, may be gone."""
+    most at once). `forgets`: jobs that have ended, and that no application has an acknowledgement of, may be gone.
+    `forsaken`: jobs of which a primary that failed knew more than the standby that took over; what was acknowledged of
+    them may be lost, and leases of theirs are given twice."""
 
     excused: Collection[str] | None = None
     may_remain: Collection[str] = ()
     caps: Mapping[str, tuple[Collection[int], int]] = field(default_factory=dict[str, tuple[Collection[int], int]])
     dead_at_ns: Mapping[int, int] = field(default_factory=dict[int, int])
     forgets: bool = False
+    forsaken: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in evidence.runs:
         runs[run.job].append(run)
-    violations = [
+    everything = [
         *_submissions(evidence),
         *(found for job, own in edges.items() for found in _history(job, own)),
         *_rows(evidence.stored, edges, _forgettable(evidence, edges) if expectation.forgets else frozenset()),
@@ -74,6 +77,8 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
         *_rest(evidence.stored, expectation.may_remain),
         *_caps(evidence.runs, expectation),
     ]
+    excused = [one for one in everything if one.invariant in {"S1", "S5"} and one.job in expectation.forsaken]
+    violations = [one for one in everything if one not in excused]
     words = Counter(submission.word for submission in evidence.submissions)
     extra = sum(max(0, len(own) - 1) for own in runs.values())
     unexplained = sum(violation.invariant == "S5" for violation in violations)
@@ -89,6 +94,9 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
         "duplicates_explained": extra - min(extra, unexplained),
         "duplicates_unexplained": unexplained,
     }
+    if expectation.forsaken:
+        figures["lost_with_the_primary"] = sum(one.invariant == "S1" for one in excused)
+        figures["executions_it_had_alone"] = sum(one.invariant == "S5" for one in excused)
     return Account(figures, violations)
 
 

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+LEASE_SECONDS: Final = 2.0
+# What a worker has by default, and how long it may take afterwards to hand back what it has not done.
+GRACE_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 40.0
 
 
@@ -47,6 +50,8 @@ class Fleet:
     workers: list[Worker] = field(default_factory=list[Worker])
     disturbed: set[str] = field(default_factory=set[str])
     dead_at_ns: dict[int, int] = field(default_factory=dict[int, int])
+    # By the clock that the server has too.
+    dead_at: dict[str, float] = field(default_factory=dict[str, float])
     stop_seconds: list[float] = field(default_factory=list[float])
     # Workers that ended although nobody had told them to, and how.
     strays: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
@@ -61,13 +66,13 @@ class Fleet:
         while len(self.workers) < self.size:
             self.workers.append(self.start())
 
-    def add(self, dsn: str | None = None, **environment: str) -> Worker:
+    def add(self, dsn: str | None = None, *, prefix: Sequence[str] = (), **environment: str) -> Worker:
         """Start one more for the rest of the run."""
-        self.workers.append(self.start(dsn, **environment))
+        self.workers.append(self.start(dsn, prefix=prefix, **environment))
         return self.workers[-1]
 
-    def start(self, dsn: str | None = None, **environment: str) -> Worker:
-        """Start one more, which is not counted among the fleet's."""
+    def start(self, dsn: str | None = None, *, prefix: Sequence[str] = (), **environment: str) -> Worker:
+        """Start one more, which is not counted among the fleet's. `prefix`: a command that runs it in its own place."""
         name = f"w{next(self._numbers)}"
         log = self.folder / f"worker-{name}.log"
         everything = {
@@ -77,13 +82,13 @@ class Fleet:
             "FAULTS_FOLDER": str(self.folder),
             "LOG_LEVEL": "INFO",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "LEASE_SECONDS": "2",
+            "LEASE_SECONDS": str(LEASE_SECONDS),
             **self.environment,
             **environment,
         }
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "queue_pg.cli", "worker", self.target],
+                [*prefix, sys.executable, "-m", "queue_pg.cli", "worker", self.target],
                 cwd=ROOT, env=everything, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         return Worker(name, process, log)
@@ -92,6 +97,7 @@ class Fleet:
         """Kill one with all it has started."""
         self.disturbed.add(worker.id)
         worker.process.kill()
+        self.dead_at[worker.id] = time.time()
         worker.process.wait()
         self.dead_at_ns[worker.pid] = time.monotonic_ns()
 
@@ -114,14 +120,16 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.process.terminate()
         begin = time.monotonic()
-        codes: list[int] = []
-        for worker in self.workers:
-            try:
-                codes.append(worker.process.wait(max(0.1, begin + STOP_SECONDS - time.monotonic())))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                codes.append(worker.process.wait())
+        ending = list(self.workers)
+        while ending and time.monotonic() - begin < STOP_SECONDS:
+            for worker in [one for one in ending if one.process.poll() is not None]:
+                self.stop_seconds.append(time.monotonic() - begin)
+                ending.remove(worker)
+            time.sleep(0.01)
+        for worker in ending:
+            worker.process.kill()
             self.stop_seconds.append(time.monotonic() - begin)
+        codes = [worker.process.wait() for worker in self.workers]
         self.workers = []
         return codes
 

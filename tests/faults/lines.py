@@ -53,7 +53,9 @@ class Line:
     `hold` stops what goes up (to the server), down or both, and keeps quiet about it until `flow`.
     """
 
-    def __init__(self, target: int, randomness: random.Random, weather: Weather | None = None) -> None:
+    def __init__(
+        self, target: int, randomness: random.Random, weather: Weather | None = None, *, host: str = "127.0.0.1"
+    ) -> None:
         self.target = target
         self.calm = False
         self.cuts = self.resets = self.delays = self.bytes = 0
@@ -61,7 +63,7 @@ class Line:
         self.asked: list[float] = []
         self._weather = weather or Weather()
         self._random = randomness
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self._lock = threading.Lock()
         self._pairs: list[_Pair] = []
         self._threads: list[threading.Thread] = []
@@ -70,8 +72,12 @@ class Line:
         self._run(self._serve)
 
     @property
+    def host(self) -> str:
+        """Where it takes connections, and at which port."""
+        return str(self._listener.getsockname()[0])
+
+    @property
     def port(self) -> int:
-        """Where it takes connections."""
         return int(self._listener.getsockname()[1])
 
     def hold(self, *ways: str) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import Final
 
 from tests.faults.pooler import PROGRAM as POOLER
 
+# The filter takes so many ports in a rule.
+MOST_PORTS: Final = 15
+ESTABLISHED: Final = "01"
 FAKE_CLOCKS: Final = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 
 
@@ -56,6 +59,53 @@ def dropping(port: int) -> Generator[None]:
     finally:
         for rule in made:
             subprocess.run(["iptables", "-w", "-D", *rule], check=True, capture_output=True)
+
+
+@contextmanager
+def losing(ports: Sequence[int], *, one_in: int = 1) -> Generator[None]:
+    """Drop the packets of these ports of the loopback, all or one in so many, while the block lasts."""
+    chance = [] if one_in == 1 else ["-m", "statistic", "--mode", "random", "--probability", f"{1 / one_in:.4f}"]
+    rules = [
+        [
+            "INPUT",
+            "-i",
+            "lo",
+            "-p",
+            "tcp",
+            "-m",
+            "multiport",
+            "--ports",
+            ",".join(map(str, some)),
+            *chance,
+            "-j",
+            "DROP",
+        ]
+        for some in _batched(ports, MOST_PORTS)
+    ]
+    made: list[list[str]] = []
+    try:
+        for rule in rules:
+            subprocess.run(["iptables", "-w", "-I", *rule], check=True, capture_output=True)
+            made.append(rule)
+        yield
+    finally:
+        for rule in made:
+            subprocess.run(["iptables", "-w", "-D", *rule], check=True, capture_output=True)
+
+
+def _batched(ports: Sequence[int], most: int) -> list[Sequence[int]]:
+    """Cut into pieces of so many at most."""
+    return [ports[start : start + most] for start in range(0, len(ports), most)]
+
+
+def callers(port: int) -> set[int]:
+    """Return the ports of this machine from which connections to `port` stand, as those who called see it."""
+    found: set[int] = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, *_ = line.split()
+        if state == ESTABLISHED and int(remote.rpartition(":")[2], 16) == port:
+            found.add(int(local.rpartition(":")[2], 16))
+    return found
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +36,12 @@ class Postgres:
     """The server of one run, with its data in `folder`."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str] | None = None, *, primary: Postgres | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        primary: Postgres | None = None,
+        through: str | None = None,
     ) -> None:
         self.folder = folder
         self.kills = 0
@@ -49,7 +55,7 @@ class Postgres:
         if primary is None:
             make_cluster(folder, account=self._account, programs=self._programs, version=int(version), durable=True)
         else:
-            self._copy(primary)
+            self._copy(primary, through or primary.dsn)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -65,8 +71,8 @@ class Postgres:
         password = (self.folder / "cluster" / PASSWORD_FILE).read_text().strip()
         return f"postgresql://postgres:{password}@127.0.0.1:{self._port}/postgres"
 
-    def _copy(self, primary: Postgres) -> None:
-        """Become a standby of a server that runs."""
+    def _copy(self, primary: Postgres, through: str) -> None:
+        """Become a standby of a server that runs, and follow it at the address `through`."""
         original = (primary.folder / "cluster").resolve()
         # Beside it, where the account may go.
         data = original.with_name(f"{original.name}-{self.folder.name}")
@@ -74,7 +80,7 @@ class Postgres:
         self._account = primary._account
         self._account.owns(data)
         command = [str(self._programs / "pg_basebackup"), "--pgdata", str(data), "--write-recovery-conf"]
-        done = self._account.run([*command, "--checkpoint=fast", "--dbname", primary.dsn], env=child_environment())
+        done = self._account.run([*command, "--checkpoint=fast", "--dbname", through], env=child_environment())
         if done.returncode != 0:
             raise RuntimeError(f"pg_basebackup: {done.stdout}")
         (self.folder / "cluster").symlink_to(data, target_is_directory=True)
@@ -119,6 +125,15 @@ class Postgres:
             self._process.send_signal(how)
             self._process.wait()
             self._process = None
+
+    def demote(self) -> None:
+        """Have it be a standby of nobody when it is started next."""
+        (self.folder / "cluster" / "standby.signal").touch()
+
+    def remove(self) -> None:
+        """End it and leave nothing of its data."""
+        self.stop()
+        shutil.rmtree((self.folder / "cluster").resolve(), ignore_errors=True)
 
     def execute(self, statement: str, parameters: Any = None) -> Sequence[tuple[Any, ...]]:
         """Run one statement on a connection of its own."""

@@ -163,3 +163,19 @@ def test_each_disorder_of_parts_is_seen(name: str) -> None:
     invariant, parts = DISORDERED_PARTS[name]
     found = {broken[0] for broken in find_broken(parts, FAMILY_RUNS, FAMILY_ROWS)}
     assert invariant in found, f"found: {found or 'nothing'}"
+
+
+def test_what_a_primary_had_alone_is_lost_and_counted() -> None:
+    """That excuses no more than a loss and what was done with leases that nobody knows of, and of no other job."""
+    doubtful = replace(WATCHFUL, forsaken=["a"])
+    for name, (invariant, tamper) in DISORDER.items():
+        account = check(tamper(CLEAN), doubtful)
+        kept = {violation.invariant for violation in account.violations}
+        if invariant in {"S1", "S5"} and invariant not in kept:
+            assert account.figures["lost_with_the_primary"] + account.figures["executions_it_had_alone"] > 0, name
+        else:
+            assert invariant in kept, name
+    assert check(DISORDER["an acknowledged row dropped"][1](CLEAN), doubtful).figures["lost"] == 0
+    assert (
+        check(DISORDER["an acknowledged row dropped"][1](CLEAN), replace(WATCHFUL, forsaken=["b"])).figures["lost"] == 1
+    )

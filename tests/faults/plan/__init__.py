@@ -7,6 +7,7 @@ from typing import Final
 from tests.faults.arena import Fault, Size
 from tests.faults.machine import no_fake_clock, no_pooler, no_small_disk
 from tests.faults.plan import api, clocks, clocks_moved, load, network, processes, providers, server, sessions, standbys
+from tests.faults.plug import no_plug
 
 _SMALL_LOG: Final = {"max_wal_size": "128MB", "min_wal_size": "32MB"}
 
@@ -25,6 +26,9 @@ FAULTS: Final = (
         Size(hits=3),
         Size(hits=100),
         settings={"synchronous_commit": "off", "wal_writer_delay": "10s"},
+    ),
+    Fault(
+        "F7", "the power fails", server.lose_power, Size(hits=2), Size(hits=100), settings=_SMALL_LOG, obstacle=no_plug
     ),
     Fault("F8", "Postgres restarted", server.restart_postgres, Size(hits=2), Size(hits=50)),
     Fault("F9", "connections terminated", server.terminate_backends, Size(hits=40), Size(hits=2_000)),
@@ -100,6 +104,13 @@ FAULTS: Final = (
         "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=300, workers=5)
     ),
     Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
+    Fault(
+        "F34a",
+        "an asynchronous standby takes over and the old primary returns",
+        standbys.fail_over_without_waiting,
+        Size(hits=1, workers=0),
+        Size(hits=50, workers=0),
+    ),
     Fault(
         "F36",
         "a provider that refuses for long",

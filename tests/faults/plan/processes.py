@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import psycopg
 
 from tests.faults.arena import Arena
-from tests.faults.fleet import Worker
-
-LEASE_SECONDS: Final = 2.0
+from tests.faults.fleet import LEASE_SECONDS, Worker
 
 
 def kill_workers(arena: Arena) -> None:
@@ -26,14 +25,26 @@ def kill_workers(arena: Arena) -> None:
 
 
 def kill_some(arena: Arena) -> None:
-    """Kill as many workers as the size says, one after the other."""
-    for _ in range(arena.size.hits):
+    """Kill as many workers as the size says, one after the other; some in calm, to see who has their jobs when."""
+    for hit in range(arena.size.hits):
+        if measured := arena.is_measured(hit):
+            arena.until(lambda: all(worker.serves for worker in arena.fleet.workers), "all workers serve")
+            arena.progress()
         time.sleep(arena.random.uniform(0.05, 0.4))
         victim = arena.random.choice(arena.fleet.workers)
         arena.fleet.kill(victim)
         arena.hits["worker kills"] += 1
+        if measured:
+            arena.calmly_killed.add(victim.id)
+            arena.until(partial(_are_taken_over, arena, victim), "others have the jobs of a killed worker")
         arena.fleet.fill()
     arena.progress()
+
+
+def _are_taken_over(arena: Arena, victim: Worker) -> bool:
+    # Another has been given its name when a job is claimed again; one that waits for that is queued with a loss.
+    left = "select 1 from queue_pg.jobs where worker_id = %s or (state = 'queued' and lease_losses > 0) limit 1"
+    return arena.postgres.execute(left, (victim.id,)) == []
 
 
 POINTS: Final = tuple(

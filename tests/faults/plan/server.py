@@ -1,4 +1,4 @@
-"""Faults of the server: killed, restarted, out of what it needs (F5, F6, F8, F9, F15, F16, F19, F22)."""
+"""Faults of the server: killed, restarted, out of what it needs (F5 to F9, F15, F16, F19, F22)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import psycopg
 from tests.faults.arena import Arena
 from tests.faults.fleet import STOP_SECONDS, Worker
 from tests.faults.machine import SmallDisk
+from tests.faults.plug import Plug
+from tests.faults.postgres import Postgres
 from tests.faults.producers import Producer
 
 DOCUMENT_BYTES: Final = 100_000
@@ -26,12 +28,13 @@ def kill_postgres(arena: Arena) -> None:
     arena.produce(keyed=False)
     arena.mix()
     arena.progress()
-    for _ in range(arena.size.hits):
+    for hit in range(arena.size.hits):
         time.sleep(arena.random.uniform(0.1, 1.0))
-        arena.postgres.kill()
-        arena.hits["server kills"] += 1
-        time.sleep(arena.random.choice([0.0, 0.0, 0.5]))
-        arena.postgres.start()
+        with arena.outage(measured=arena.is_measured(hit)):
+            arena.postgres.kill()
+            arena.hits["server kills"] += 1
+            time.sleep(arena.random.choice([0.0, 0.0, 0.5]))
+            arena.postgres.start()
         arena.progress()
 
 
@@ -42,10 +45,11 @@ def restart_postgres(arena: Arena) -> None:
     arena.progress()
     for index in range(arena.size.hits):
         time.sleep(arena.random.uniform(0.1, 1.0))
-        arena.postgres.stop((signal.SIGINT, signal.SIGQUIT)[index % 2])
-        arena.hits["restarts"] += 1
-        time.sleep(arena.random.uniform(0.0, 2.0))
-        arena.postgres.start()
+        with arena.outage(measured=arena.is_measured(index)):
+            arena.postgres.stop((signal.SIGINT, signal.SIGQUIT)[index % 2])
+            arena.hits["restarts"] += 1
+            time.sleep(arena.random.uniform(0.0, 2.0))
+            arena.postgres.start()
         arena.progress()
 
 
@@ -230,3 +234,55 @@ def stick_notifications(arena: Arena) -> None:
         if refused := sum(producer.trouble for producer in producers):
             arena.violate("S1", f"{refused} submissions were refused although the database is well")
     arena.progress()
+
+
+def lose_power(arena: Arena) -> None:
+    """F7: the power fails. Of what Postgres has written and not synced some is there afterwards, and some is not."""
+    plug = _plug_in(arena, arena.postgres)
+    _lose_without_syncing(arena)
+    arena.produce(keyed=True)
+    arena.produce(keyed=False)
+    arena.mix()
+    arena.progress()
+    for _ in range(arena.size.hits):
+        time.sleep(arena.random.uniform(0.2, 1.0))
+        arena.progress()
+        arena.postgres.kill()
+        loss = plug.pull()
+        arena.hits["power failures"] += 1
+        arena.hits["pages lost"] += loss.pages
+        arena.figures["entries_lost"] = arena.figures.get("entries_lost", 0) + loss.entries
+        arena.postgres.start()
+        arena.progress()
+
+
+def _plug_in(arena: Arena, postgres: Postgres) -> Plug:
+    postgres.stop()
+    plug = Plug((postgres.folder / "cluster").resolve(), arena.random)
+    arena.stack.callback(plug.remove)
+    # The server must have ended before its disk goes.
+    arena.stack.callback(postgres.stop)
+    postgres.start()
+    return plug
+
+
+def _lose_without_syncing(arena: Arena) -> None:
+    """The same to a server that does not sync, which has to lose what it has confirmed: else the plug does nothing."""
+    careless = Postgres(arena.folder / "careless", {**arena.settings, "fsync": "off"})
+    arena.stack.callback(careless.remove)
+    careless.start()
+    careless.execute("create schema faults")
+    careless.execute("create table faults.unpinned (id bigserial)")
+    plug = _plug_in(arena, careless)
+    control = _Unpinned(careless.dsn)
+    control.start()
+    arena.until(lambda: control.acked >= 100, "a server that does not sync confirms")
+    careless.kill()
+    control.join()
+    plug.pull()
+    survived = 0
+    # It may not even start: then all is lost.
+    with suppress(RuntimeError, psycopg.Error):
+        careless.start()
+        [[survived]] = careless.execute("select count(*) from faults.unpinned")
+    arena.hits["lost by a server that does not sync"] = max(0, control.acked - survived)

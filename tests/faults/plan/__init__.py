@@ -28,7 +28,7 @@ FAULTS: Final = (
         settings={"synchronous_commit": "off", "wal_writer_delay": "10s"},
     ),
     Fault(
-        "F7", "the power fails", server.lose_power, Size(hits=2), Size(hits=100), settings=_SMALL_LOG, obstacle=no_plug
+        "F7", "the power fails", server.lose_power, Size(hits=1), Size(hits=100), settings=_SMALL_LOG, obstacle=no_plug
     ),
     Fault("F8", "Postgres restarted", server.restart_postgres, Size(hits=2), Size(hits=50)),
     Fault("F9", "connections terminated", server.terminate_backends, Size(hits=40), Size(hits=2_000)),

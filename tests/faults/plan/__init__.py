@@ -105,7 +105,7 @@ FAULTS: Final = (
     ),
     Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
     Fault(
-        "F34a",
+        "F34b",
         "an asynchronous standby takes over and the old primary returns",
         standbys.fail_over_without_waiting,
         Size(hits=1, workers=0),

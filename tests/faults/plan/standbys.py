@@ -1,4 +1,4 @@
-"""Faults of the whole machine that Postgres runs on: a standby takes over (F34, F34a)."""
+"""Faults of the whole machine that Postgres runs on: a standby takes over (F34, F34b)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _are_acked(arena: Arena, jobs: int) -> bool:
 
 
 def fail_over_without_waiting(arena: Arena) -> None:
-    """F34a: an asynchronous standby is promoted without the newest; the primary comes back and knows of nothing.
+    """F34b: an asynchronous standby is promoted without the newest; the primary comes back and knows of nothing.
 
     What it had alone is lost, and counted. All else holds; and what is done there counts nowhere.
     """

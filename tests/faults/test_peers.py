@@ -54,6 +54,10 @@ def test_an_orderly_account() -> None:
 
 DISORDER: dict[str, tuple[str, Callable[[Ledgers], Ledgers]]] = {
     "no execution came to its end": ("lost", lambda e: replace(e, runs=[FIRST, OTHER])),
+    "an id given to two jobs, one of which is done": (
+        "lost",
+        lambda e: replace(e, submissions=[*e.submissions, Told(4, ACKED, "b", 0, 1)]),
+    ),
     "no execution at all": ("lost", lambda e: replace(e, runs=[OTHER])),
     "the queue says that it has failed": (
         "given up",
@@ -63,7 +67,7 @@ DISORDER: dict[str, tuple[str, Callable[[Ledgers], Ledgers]]] = {
     "done, and still to be done": ("stuck", lambda e: replace(e, left=[Left("b", "running", live=True)])),
     "an execution doubled": ("unexplained", lambda e: replace(e, runs=[*e.runs, replace(OTHER, token=3)])),
     "again, and nothing had happened": ("unexplained", lambda e: replace(e, hits=[])),
-    "again, and it had happened to another": ("unexplained", lambda e: replace(e, hits=[replace(KILLED, pid=12)])),
+    "again, and it had happened to another": ("unexplained", lambda e: replace(e, hits=[replace(KILLED, pid=13)])),
     "again, before it happened": (
         "unexplained",
         lambda e: replace(e, hits=[replace(KILLED, begin_ns=9 * S, end_ns=9 * S)]),
@@ -79,6 +83,12 @@ DISORDER: dict[str, tuple[str, Callable[[Ledgers], Ledgers]]] = {
 def test_each_disorder_is_seen(name: str) -> None:
     kind, spoil = DISORDER[name]
     assert {kind: len(jobs) for kind, jobs in judge(spoil(ORDERLY)).jobs.items() if jobs} == {kind: 1}
+
+
+def test_who_was_frozen_before_its_first_line_explains() -> None:
+    frozen = Hit("frozen", 2 * S, 6 * S, 12, JOBS)
+    found = judge(replace(ORDERLY, runs=[replace(FIRST, end_ns=5 * S), OTHER, AGAIN], hits=[frozen]))
+    assert (found.figures["explained"], found.figures["unexplained"]) == (1, 0)
 
 
 def test_what_happens_to_everybody_explains() -> None:

@@ -52,16 +52,21 @@ def main() -> int:
             for fault in wanted
             for peer in chosen
         }
-        for cell in as_completed(cells):
-            peer, fault = cells[cell]
-            try:
-                verdict = cell.result()
-            except Exception as error:
-                failed = True
-                sys.stdout.write(f"{peer.title} {fault.name}: could not be run, {error!r}\n")
-            else:
-                sys.stdout.write(f"{describe(verdict)}\n")
-            sys.stdout.flush()
+        try:
+            for cell in as_completed(cells):
+                peer, fault = cells[cell]
+                try:
+                    verdict = cell.result()
+                except Exception as error:
+                    failed = True
+                    sys.stdout.write(f"{peer.title} {fault.name}: could not be run, {error!r}\n")
+                else:
+                    sys.stdout.write(f"{describe(verdict)}\n")
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            # Those under way come to their end, or servers and workers would stay behind.
+            pool.shutdown(cancel_futures=True)
+            raise
     if not arguments.names:
         verdicts = _read(arguments.folder, arguments.seed)
         write_page(PAGE, verdicts, cells_at_a_time=arguments.parallel)

@@ -160,7 +160,7 @@ PEERS: Final = (
         "awa",
         "awa_peer.py",
         ("awa-pg",),
-        "`AsyncClient`, asynchronous handler",
+        "`AsyncClient`, asynchronous handler, `install_queue_storage` before anything is submitted",
         "what its page on configuration gives for detection within 5 s: heartbeats every 1 s, stale after 4 s, looked"
         " for every 1 s (defaults 30, 90, 30), leader elected every 1 s (default 10)",
         "select id::text, state::text, state::text not in ('failed', 'cancelled') from awa.jobs"

@@ -43,6 +43,8 @@ async def main(what: str) -> None:
     client = AsyncClient(DSN)
     if what == "prepare":
         await client.migrate()
+        # Else the first worker switches the storage, and what was submitted just before that is never done.
+        await client.install_queue_storage()
     elif what == "produce":
 
         async def submit(n: int) -> object:

@@ -80,11 +80,12 @@ def judge(ledgers: Ledgers) -> Judgement:
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(ledgers.runs, key=lambda run: run.begin_ns):
         runs[run.job].append(run)
-    acked = [told.id for told in ledgers.submissions if told.word == ACKED and told.id is not None]
+    acked = [(told.number, told.id) for told in ledgers.submissions if told.word == ACKED and told.id is not None]
     live = {left.id for left in ledgers.left if left.live}
     given_up = {left.id for left in ledgers.left if not left.live}
-    done = {job for job, own in runs.items() if any(run.end_ns is not None for run in own)}
-    missing = [job for job in acked if job not in done and job not in live]
+    # By the number in the payload, not by the id: a queue may have given that twice.
+    done = {run.number for run in ledgers.runs if run.end_ns is not None}
+    missing = [job for number, job in acked if number not in done and job not in live]
     explained, unexplained = _tell_apart(runs, ledgers)
     recoveries = [*_taken_up(runs, ledgers.hits), *_back_at_work(ledgers)]
     jobs = {
@@ -94,7 +95,7 @@ def judge(ledgers: Ledgers) -> Judgement:
         "unexplained": unexplained,
     }
     figures: dict[str, float] = {
-        "jobs": len({*acked, *runs, *live}),
+        "jobs": len({*(job for _, job in acked), *runs, *live}),
         "acked": len(acked),
         "errors": sum(told.word != ACKED for told in ledgers.submissions),
         "executions": len(ledgers.runs),
@@ -117,7 +118,8 @@ def judge(ledgers: Ledgers) -> Judgement:
 def _tell_apart(runs: Mapping[str, Sequence[Run]], ledgers: Ledgers) -> tuple[int, list[str]]:
     """Return how many executions too many something explains, and the jobs of those that nothing does.
 
-    Explained: between its submission and the next execution something happened to the process of the execution before.
+    Explained: between its submission and the later execution something happened to the process of either. It need not
+    be the earlier one: who was frozen between its claim and its first line begins when another has long done the job.
     """
     submitted = {told.number: told.began_ns for told in ledgers.submissions}
     explained = 0
@@ -126,7 +128,7 @@ def _tell_apart(runs: Mapping[str, Sequence[Run]], ledgers: Ledgers) -> tuple[in
         for before, after in itertools.pairwise(own):
             since = submitted.get(before.number, before.begin_ns)
             if any(
-                hit.pid in {before.pid, EVERYBODY} and hit.begin_ns <= after.begin_ns and hit.end_ns >= since
+                hit.pid in {before.pid, after.pid, EVERYBODY} and hit.begin_ns <= after.begin_ns and hit.end_ns >= since
                 for hit in ledgers.hits
             ):
                 explained += 1

@@ -33,6 +33,7 @@ from tests.faults.recovery import (
     AFTER_SECONDS,
     CALM_SECONDS,
     MANY,
+    MOST_MEASURED,
     Outage,
     back_after,
     broken_back,
@@ -163,8 +164,8 @@ class Arena:
         self.recoveries.append(time.monotonic() - begin)
 
     def is_measured(self, hit: int) -> bool:
-        """Whether there is time for calm around this hit, the first of which is 0."""
-        return self.size.hits >= MANY and hit % MANY == 0
+        """Whether there is time for calm around this hit, the first of which is 0; around 20 at most."""
+        return self.size.hits >= MANY and hit % max(MANY, self.size.hits // MOST_MEASURED) == 0
 
     @contextmanager
     def outage(self, *, measured: bool) -> Generator[None]:

@@ -102,6 +102,18 @@ class Postgres:
                 raise RuntimeError(f"the server does not start: {(self.folder / 'server.log').read_text()[-2000:]}")
             time.sleep(0.05)
 
+    def starts(self) -> bool:
+        """Start it once; return whether it takes connections, and does not give up instead."""
+        if self._process is None or self._process.poll() is not None:
+            self._launch()
+        deadline = time.monotonic() + START_SECONDS
+        while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
+            with suppress(psycopg.OperationalError):
+                psycopg.connect(self.dsn, connect_timeout=5).close()
+                return True
+            time.sleep(0.05)
+        return False
+
     def kill(self, *, last: int | None = None) -> None:
         """Kill it and all its children at once, as losing power does to processes; `last`, a child, a little later."""
         if self._process is None:

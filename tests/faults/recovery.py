@@ -12,6 +12,7 @@ from tests.faults.ledgers import Edge, Run
 
 # So many hits are a run in which there is time for calm around some, each time after so many.
 MANY: Final = 10
+MOST_MEASURED: Final = 20
 CALM_SECONDS: Final = 8.0
 AFTER_SECONDS: Final = 16.0
 # What is back has to be so for this long.

@@ -109,7 +109,7 @@ FAULTS: Final = (
         "an asynchronous standby takes over and the old primary returns",
         standbys.fail_over_without_waiting,
         Size(hits=1, workers=0),
-        Size(hits=50, workers=0),
+        Size(hits=20, workers=0),
     ),
     Fault(
         "F36",

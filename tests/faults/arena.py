@@ -157,11 +157,16 @@ class Arena:
             time.sleep(0.01)
 
     def progress(self, jobs: int = 10) -> None:
-        """Wait until so many more jobs have been done; its seconds are a recovery."""
-        begin = time.monotonic()
-        target = self.done() + jobs
-        self.until(lambda: self.done() >= target, f"{jobs} more jobs are done")
+        """Wait until so many more jobs have been done. Until the first ten are it is a recovery; a hundred take a
+        minute at most."""
+        begin, start = time.monotonic(), self.done()
+        self._until_done(start + min(jobs, 10))
         self.recoveries.append(time.monotonic() - begin)
+        for more in range(10, jobs, 100):
+            self._until_done(start + min(more + 100, jobs))
+
+    def _until_done(self, jobs: int) -> None:
+        self.until(lambda: self.done() >= jobs, f"{jobs} jobs are done")
 
     def is_measured(self, hit: int) -> bool:
         """Whether there is time for calm around this hit, the first of which is 0; around 20 at most."""

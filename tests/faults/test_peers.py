@@ -72,9 +72,9 @@ DISORDER: dict[str, tuple[str, Callable[[Ledgers], Ledgers]]] = {
         "unexplained",
         lambda e: replace(e, hits=[replace(KILLED, begin_ns=9 * S, end_ns=9 * S)]),
     ),
-    "again, and it had happened before the submission": (
+    "again, and it had happened long before the submission": (
         "unexplained",
-        lambda e: replace(e, hits=[replace(KILLED, begin_ns=-2, end_ns=-1)]),
+        lambda e: replace(e, hits=[replace(KILLED, begin_ns=-12 * S, end_ns=-11 * S)]),
     ),
 }
 

@@ -114,6 +114,8 @@ class Claiming:
                     continue
                 await self._look(free)
             except (psycopg.Error, OSError) as error:
+                if self._stop.is_set():
+                    return  # we have given it up ourselves
                 await wait(self._stop, outage.failed(error))
                 continue
             outage.over()

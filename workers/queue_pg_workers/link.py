@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 STATEMENT_SECONDS = 30.0
+CANCEL_SECONDS = 1.0
 
 
 def primary_dsn(dsn: str) -> str:
@@ -35,6 +37,7 @@ class Link:
         self._lock = asyncio.Lock()
         self._deadline: float | None = None
         self._statements = 0
+        self._cancelling: asyncio.Task[None] | None = None
 
     async def run(
         self, statement: Callable[[Connection], Awaitable[T]], *, timeout_seconds: float = STATEMENT_SECONDS
@@ -65,9 +68,14 @@ class Link:
                     await self._drop()
 
     def interrupt_in(self, seconds: float) -> None:
-        """Cut off the statement that runs now, should it still run then."""
+        """Have the server give up the statement that runs now, should it still run then, and cut it off if it does not.
+
+        One that was only cut off may come to its end there all the same, and then nobody knows what it has done.
+        """
         if self._lock.locked() and self._connection is not None:
-            asyncio.get_running_loop().call_later(seconds, self._cut, self._connection, self._statements)
+            loop = asyncio.get_running_loop()
+            loop.call_later(seconds, self._cancel, self._connection, self._statements)
+            loop.call_later(2 * seconds, self._cut, self._connection, self._statements)
 
     def cut(self) -> None:
         """Cut off the statement that runs now, if one does."""
@@ -93,6 +101,10 @@ class Link:
             raise
         return connection
 
+    def _cancel(self, connection: Connection, statement: int) -> None:
+        if self._connection is connection and self._statements == statement:
+            self._cancelling = asyncio.create_task(_cancel(connection))
+
     def _cut(self, connection: Connection, statement: int) -> None:
         if self._connection is connection and self._statements == statement:
             sever(connection)
@@ -101,3 +113,9 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+async def _cancel(connection: Connection) -> None:
+    # Whether it was heard shows in the statement's own end.
+    with contextlib.suppress(psycopg.Error, OSError):
+        await connection.cancel_safe(timeout=CANCEL_SECONDS)

@@ -21,6 +21,7 @@ from queue_pg.errors import QueuePgError
 from queue_pg.models import InstanceDefaults
 from queue_pg.tracing import configure_from_environment
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
+from queue_pg_workers.claiming import LAST_CLAIM_SECONDS
 from queue_pg_workers.commands.hiding import hide_process
 from queue_pg_workers.commands.runner import CommandRunner
 from queue_pg_workers.commands.settings import CommandSettings
@@ -151,7 +152,8 @@ class _OrderToStop:
         self._loop.call_soon_threadsafe(lambda: self._worker.stop(now=now))
         grace = 0 if now else self._worker.config.grace_seconds
         self.done()
-        self._last_resort = threading.Timer(grace + CANCEL_PATIENCE_SECONDS + 2 * CLEANUP_SECONDS + 1, self._give_up)
+        patience = CANCEL_PATIENCE_SECONDS + LAST_CLAIM_SECONDS + 2 * CLEANUP_SECONDS + 1
+        self._last_resort = threading.Timer(grace + patience, self._give_up)
         self._last_resort.daemon = True
         self._last_resort.start()
 

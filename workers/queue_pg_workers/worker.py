@@ -24,7 +24,7 @@ from queue_pg.sqlstates import translate_error
 from queue_pg.submission import encode_kinds
 from queue_pg.wakeup import CANCEL, DUE, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
-from queue_pg_workers.claiming import Claiming, wait
+from queue_pg_workers.claiming import LAST_CLAIM_SECONDS, Claiming, wait
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.event_buffer import EventBuffer, Key
 from queue_pg_workers.finisher import Finisher
@@ -165,11 +165,13 @@ class Worker:
         # Those that end by themselves when they are told to, and then all.
         ending = [asyncio.create_task(self._finisher.run(), name="finishing")]
         storing = asyncio.create_task(self._events.run(), name="storing events")
+        claiming = asyncio.create_task(self._claims.run(), name="claiming")
+        claiming.add_done_callback(lambda _: self._slots.room.set())
         if self.config.maintenance:
             ending.append(asyncio.create_task(maintenance.run(maintenance_stop), name="maintenance"))
         background = [
             *ending,
-            asyncio.create_task(self._claims.run(), name="claiming"),
+            claiming,
             asyncio.create_task(self._claims.start(), name="starting"),
             storing,
             asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
@@ -179,11 +181,11 @@ class Worker:
             log.info("worker %s is stopping, %d jobs are running", self.id, len(self._slots))
             self.signals.emit("stopping")
             self._heartbeat.beat_soon()
-            await self._drain(self.config.grace_seconds)
+            await self._drain(self.config.grace_seconds, claiming)
         finally:
             # Also after an error of our own: hand back what we hold.
             maintenance_stop.set()
-            await self._clean_up(storing, ending, background)
+            await self._clean_up(claiming, storing, ending, background)
             for subscription in subscriptions:
                 subscription.close()
 
@@ -330,21 +332,32 @@ class Worker:
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not hand its jobs back: %s", self.id, error)
 
-    async def _drain(self, grace_seconds: float) -> None:
-        """Wait for the running jobs to end and to be recorded."""
+    async def _drain(self, grace_seconds: float, claiming: asyncio.Task[None]) -> None:
+        """Wait for the running jobs to end and to be recorded, and for the claim under way, whose jobs are handed back.
+
+        What a claim brings to a worker that has ended would be nobody's until its leases run out.
+        """
         deadline = time.monotonic() + grace_seconds
-        while (self._slots or self._events.holding or self._finisher.unflushed) and not self._stop_now.is_set():
+        while not self._stop_now.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 return
             self._slots.room.clear()
+            if not (self._slots or self._events.holding or self._finisher.unflushed) and claiming.done():
+                return
             await wait(self._slots.room, left)
 
     async def _clean_up(
-        self, storing: asyncio.Task[None], ending: list[asyncio.Task[None]], background: list[asyncio.Task[None]]
+        self,
+        claiming: asyncio.Task[None],
+        storing: asyncio.Task[None],
+        ending: list[asyncio.Task[None]],
+        background: list[asyncio.Task[None]],
     ) -> None:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
         self._stop.set()
+        self._claims.stop()
+        last_claim = asyncio.create_task(asyncio.wait([claiming], timeout=2 * LAST_CLAIM_SECONDS))
         for link in self._links:
             link.hurry(CANCEL_PATIENCE_SECONDS + CLEANUP_SECONDS)
         for held in self.leases.all():
@@ -352,6 +365,7 @@ class Worker:
         if self._slots:
             log.warning("worker %s hands back %d running jobs", self.id, len(self._slots))
             await self._slots.all_free(CANCEL_PATIENCE_SECONDS + 0.2)
+        await last_claim
         self._events.close()
         await asyncio.wait([storing], timeout=STORING_SECONDS)
         self._events.give_up()

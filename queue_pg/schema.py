@@ -3,14 +3,16 @@
 `migrations/NNNN_name.sql` are applied once, in order, and are frozen by a checksum. `migrations/functions/*.sql` hold
 the SQL API; a file is applied again whenever its content changed. Everything that is pending runs in one transaction
 under one advisory lock, so of many starters exactly one applies and the others find nothing to do; a failure leaves
-the database as it was.
+the database as it was. One transaction, and not one for each file, because tables and the functions on them change
+together: whoever works meanwhile sees the old release or the new one, never something in between.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -23,6 +25,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from queue_pg import migration_locks
 from queue_pg.connections import SAFE_PATH, SESSION_OPTIONS, LibraryConnection, connect_arguments
 from queue_pg.errors import (
     DatabaseUnavailable,
@@ -119,8 +122,11 @@ def plan(conn: Connection) -> Plan:
     applied = {row.name: row for row in _applied(conn)}
     known = {migration.name for migration in migrations()}
     unknown = [row for row in applied.values() if row.name not in known]
-    # The functions of a newer release must survive the start of an older one during a rolling deploy.
-    functions_are_newer = any(_release(row.version) > _release(package_version()) for row in applied.values())
+    # The functions of a newer release must survive the start of an older one during a rolling deploy. A migration that
+    # we do not know is newer than this code whatever the versions say: those of two builds may be equal.
+    functions_are_newer = any(_release(row.version) > _release(package_version()) for row in applied.values()) or any(
+        not row.name.startswith("functions/") for row in unknown
+    )
     pending: list[Migration] = []
     diverged: list[str] = []
     for migration in migrations():
@@ -142,40 +148,63 @@ def check(conn: Connection) -> None:
         raise NotMigrated([migration.name for migration in found.pending])
 
 
-def migrate(dsn: str, *, lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECONDS) -> list[str]:
+def migrate(
+    dsn: str,
+    *,
+    lock_timeout_seconds: float = DEFAULT_LOCK_TIMEOUT_SECONDS,
+    wait_seconds: float = 0.0,
+    on_busy: Callable[[str], None] | None = None,
+) -> list[str]:
     """Apply what is pending, all or nothing, and return the names applied.
 
-    Raises MigrationBusy when a lock is not had within `lock_timeout_seconds` (nothing was changed: try again), and
-    SchemaError for everything else that stands in the way.
+    Submissions wait for it no longer than `lock_timeout_seconds` and the time that the changes take. When the locks are
+    not had within that, everything is given up and tried again after a pause, for `wait_seconds` in all; `on_busy` is
+    told of each time. Raises MigrationBusy in the end (nothing was changed: try again), and SchemaError for everything
+    else that stands in the way.
     """
+    deadline = time.monotonic() + wait_seconds
     with connect(dsn, options=MIGRATION_OPTIONS) as conn:
         _require_server_version(conn)
-        try:
-            with conn.transaction():
-                conn.execute(
-                    statement("migration_settings"), {"lock_timeout_ms": f"{int(lock_timeout_seconds * 1000)}ms"}
-                )
-                conn.execute(statement("migration_lock"))
-                conn.execute(statement("migration_table"))
-                _refuse(found := plan(conn))
-                for migration in found.pending:
-                    _apply(conn, migration)
-                if found.pending:
-                    # Partitions for what finishes first, before any process maintains.
-                    conn.execute(statement("maintain_history"))
-        except psycopg.errors.LockNotAvailable as error:
-            raise MigrationBusy(
-                f"No lock within {lock_timeout_seconds:g} s:"
-                " another migration runs, or a long transaction holds a table.",
-                hint="Nothing was changed; run it again, or look for the holder in pg_stat_activity.",
-            ) from error
-        return [migration.name for migration in found.pending]
+        while True:
+            try:
+                return _migrate_once(conn, lock_timeout_seconds)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+                busy = f"No lock within {lock_timeout_seconds:g} s: {migration_locks.describe_holder(conn)}."
+                pause = migration_locks.pause_seconds(lock_timeout_seconds)
+                if time.monotonic() + pause > deadline:
+                    raise MigrationBusy(
+                        busy, hint="Nothing was changed; run it again, or look for the holder in pg_stat_activity."
+                    ) from error
+            if on_busy is not None:
+                on_busy(f"{busy} Trying again in {pause:.1f} s")
+            time.sleep(pause)
+
+
+def _migrate_once(conn: Connection, lock_timeout_seconds: float) -> list[str]:
+    with conn.transaction():
+        conn.execute(
+            statement("migration_settings"), {"lock_timeout_ms": str(max(1, int(lock_timeout_seconds * 1000)))}
+        )
+        conn.execute(statement("migration_lock"))
+        conn.execute(statement("migration_table"))
+        _refuse(found := plan(conn))
+        if found.pending:
+            migration_locks.take(
+                conn, migration_locks.names_touched((one.text, one.repeatable) for one in found.pending)
+            )
+        for migration in found.pending:
+            _apply(conn, migration)
+        if found.pending:
+            # Partitions for what finishes first, before any process maintains.
+            conn.execute(statement("maintain_history"))
+    return [migration.name for migration in found.pending]
 
 
 def render(pending: Sequence[Migration]) -> str:
     """The script that `migrate` would run, for people who apply it by hand with psql."""
     # As in migrate(): functions refer to each other, and the files are applied in the order of their names.
-    parts = ["begin;", "set local check_function_bodies = off;", _text("migration_table")]
+    timeout = f"set local lock_timeout = '{DEFAULT_LOCK_TIMEOUT_SECONDS:g}s';"
+    parts = ["begin;", timeout, "set local check_function_bodies = off;", _text("migration_table")]
     for migration in pending:
         record = _text("migration_record")
         for name, value in _record(migration).items():
@@ -224,7 +253,7 @@ def _applied(conn: Connection) -> list[Applied]:
 def _apply(conn: Connection, migration: Migration) -> None:
     try:
         conn.execute(migration.text.encode())
-    except psycopg.errors.LockNotAvailable:
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         raise
     except psycopg.Error as error:
         raise SchemaError(f"Migration {migration.name} failed: {error}", hint="Nothing was changed.") from error

@@ -74,6 +74,8 @@ class _Facts:
     detail: str | None
     constraint: str | None
     column: str | None
+    # Where in Postgres's source it was raised: the same in all languages.
+    routine: str | None
 
     def details(self) -> dict[str, Any]:
         try:
@@ -225,6 +227,24 @@ def _too_slow(facts: _Facts) -> QueuePgError:
     return DatabaseUnavailable(f"Postgres gave the statement up: {facts.message}.", hint="Try again later.")
 
 
+# Where rows are compared with what a statement was read to give.
+_COMPARERS: Final = frozenset(
+    {
+        "tupledesc_match", "CheckVarSlotCompatibility", "ExecEvalWholeRowVar", "RevalidateCachedQuery",
+        "convert_tuples_by_position", "build_attrmap_by_position", "exec_stmt_return_query",
+    }
+)  # fmt: skip
+
+
+def _changed_meanwhile(facts: _Facts) -> QueuePgError:
+    # A statement was read by Postgres, waited for the lock of a migration, and went on with functions that answer with
+    # other columns.
+    if facts.routine not in _COMPARERS:
+        return QueuePgError(f"Postgres refused the statement: {facts.message}")
+    hint = "Nothing was stored or changed: try again. If it stays so, run: queue-pg migrate --verify"
+    return DatabaseUnavailable(f"The schema was changed while the statement ran: {facts.message}.", hint=hint)
+
+
 _BY_SQLSTATE: Final[dict[str, Callable[[_Facts], QueuePgError]]] = {
     "QP001": _not_found,
     "QP002": _wrong_state,
@@ -260,6 +280,8 @@ _BY_SQLSTATE: Final[dict[str, Callable[[_Facts], QueuePgError]]] = {
     "55P03": _too_slow,
     "40001": _too_slow,
     "40P01": _too_slow,
+    "42804": _changed_meanwhile,  # a function answers with other columns than it did
+    "0A000": _changed_meanwhile,  # a prepared statement's columns are others now
 }
 # Raised while connecting or before the statement ran.
 _NOT_EXECUTED: Final = frozenset({"28000", "28P01", "3D000", "53300", "57P03", "25006", "08001", "08004"})
@@ -299,6 +321,7 @@ def _facts(error: BaseException) -> _Facts | None:
         detail=getattr(diagnostics, "message_detail", None) or getattr(fields, "detail", None),
         constraint=getattr(diagnostics, "constraint_name", None) or getattr(fields, "constraint_name", None),
         column=getattr(diagnostics, "column_name", None) or getattr(fields, "column_name", None),
+        routine=getattr(diagnostics, "source_function", None) or getattr(fields, "routine", None),
     )
 
 

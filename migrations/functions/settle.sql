@@ -2,6 +2,9 @@
 -- state in the transaction that submits the callbacks. Killed in between, nothing has happened. So callbacks need no
 -- unique keys, which anybody could have taken before.
 
+-- What it was before it knew of events.
+drop function if exists queue_pg.callback_job(jsonb, queue_pg.batches);
+
 -- What a callback is submitted as: the job of the batch, with the batch itself in its payload; a webhook has it in the
 -- event that it sends.
 create or replace function queue_pg.callback_job(spec jsonb, batch queue_pg.batches, event text) returns jsonb

@@ -26,7 +26,8 @@ def migrate(
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would be applied.")] = False,
     sql: Annotated[bool, typer.Option("--sql", help="Only print the SQL that would be run.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only compare the database with this version.")] = False,
-    lock_timeout: Annotated[str, typer.Option(help="Give up when a lock is not had within this time.")] = "3s",
+    lock_timeout: Annotated[str, typer.Option(help="Let nobody wait longer than this behind it.")] = "3s",
+    wait: Annotated[str, typer.Option(help="Try again for this long when somebody is in the way.")] = "30s",
     as_json: JsonFlag = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -36,10 +37,12 @@ def migrate(
     if plan + sql + verify > 1:
         raise InvalidJob("migrate", "--plan, --sql and --verify exclude each other.", hint="Give one of them.")
     lock_seconds = parse_duration(lock_timeout, field="lock-timeout").total_seconds()
+    wait_seconds = parse_duration(wait, field="wait").total_seconds()
     settings = load_settings(database_url)
     dsn = find_database(settings)
     if not (plan or sql or verify):
-        _print_names(schema.migrate(dsn, lock_timeout_seconds=lock_seconds), "applied", as_json=as_json)
+        names = schema.migrate(dsn, lock_timeout_seconds=lock_seconds, wait_seconds=wait_seconds, on_busy=say)
+        _print_names(names, "applied", as_json=as_json)
         _look_at_result(dsn, settings)
         return
     with schema.connect(dsn) as connection:

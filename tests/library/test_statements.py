@@ -16,8 +16,8 @@ FILES = sorted((FOLDER / "sql").glob("*.sql"))
 SOURCES = "\n".join(path.read_text() for path in FOLDER.rglob("*.py"))
 # What is computed: listen_<channel>.
 USED_BY_PREFIX = re.compile(r"listen_queue_pg_(wake|result|cancel|due|events|transitions)")
-# DDL, COPY, VACUUM and LISTEN cannot be prepared, and the test clock's table is not there; other tests run these.
-UNPREPARABLE = re.compile(r"^(listen|unlisten|copy|create|lock|set|vacuum)\b|testing_clock", re.MULTILINE)
+# DDL, DO, COPY, VACUUM and LISTEN cannot be prepared, and the test clock's table is not there; other tests run these.
+UNPREPARABLE = re.compile(r"^(listen|unlisten|copy|create|do|lock|set|vacuum)\b|testing_clock", re.MULTILINE)
 
 
 def test_there_are_statements() -> None:

@@ -65,13 +65,54 @@ def test_shell_scripts_parse() -> None:
         assert os.access(ROOT / script, os.X_OK)
 
 
-def test_workflow_covers_what_is_promised_and_pins_its_actions() -> None:
-    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    jobs = yaml.safe_load(text)["jobs"]
-    matrix = jobs["test"]["strategy"]["matrix"]
-    assert matrix == {"python": ["3.11", "3.12", "3.13", "3.14"], "postgres": ["14", "15", "16", "17", "18"]}
-    assert jobs["test"]["env"]["QUEUE_PG_TEST_POSTGRES"].startswith("testcontainers:postgres:")
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+POSTGRES = ["14", "15", "16", "17", "18"]
+
+
+def test_there_are_workflows() -> None:
+    assert [path.name for path in WORKFLOWS] == ["ci.yml", "nightly.yml"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_pin_their_actions_and_have_an_end_and_no_rights(path: Path) -> None:
+    text = path.read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert job["timeout-minutes"] <= 360, name
+        # What somebody typed is data of a step, never a part of its script.
+        assert not [step for step in job["steps"] if "inputs." in step.get("run", "")], name
+        checkouts = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]
+        assert all(step["with"] == {"persist-credentials": False} for step in checkouts), name
     for used in re.findall(r"uses: (\S+)", text):
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used), used
+    made = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if "## " in line}
+    assert set(re.findall(r"\bmake ([a-z-]+)", re.sub(r"#.*", "", text))) <= made
+
+
+def test_every_night_has_what_is_too_long_for_every_change() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())["jobs"]
+    scripts = {name: "\n".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
+    assert {name: re.findall(r"make ([a-z-]+)", text) for name, text in scripts.items()} == {
+        "faults": ["faults"],
+        "model": ["model"],
+        "mutants": ["mutants"],
+    }
+    assert {name: jobs[name]["strategy"]["matrix"] for name in ("faults", "model")} == {
+        "faults": {"postgres": POSTGRES},
+        "model": {"postgres": POSTGRES},
+    }
+    # Shorter than the job, so that what there is by then is kept.
+    [minutes] = re.findall(r"--minutes (\d+)", scripts["faults"])
+    assert int(minutes) + 60 <= jobs["faults"]["timeout-minutes"]
+    [upload] = [step for step in jobs["faults"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert (upload["if"], upload["with"]["path"]) == ("always()", ".faults")
+
+
+def test_ci_covers_what_is_promised() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    assert matrix == {"python": ["3.11", "3.12", "3.13", "3.14"], "postgres": POSTGRES}
+    assert jobs["test"]["env"]["QUEUE_PG_TEST_POSTGRES"].startswith("testcontainers:postgres:")
     project = (ROOT / "pyproject.toml").read_text()
     assert all(f"Python :: {version}" in project for version in matrix["python"])

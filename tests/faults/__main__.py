@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="FAULT", help="such as F1; all without")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of everything that is random")
     parser.add_argument("--short", action="store_true", help="a few hits each, in minutes instead of hours")
+    parser.add_argument("--minutes", type=float, help="begin no more faults after so long; the same seed goes on")
     parser.add_argument("--folder", type=Path, default=Path(".faults"), help="where ledgers and verdicts go")
     parser.add_argument("--hours", type=float, default=0.0, help="of a soak after F38")
     parser.add_argument(
@@ -30,7 +31,7 @@ def main() -> int:
     if unknown := set(arguments.names) - names:
         parser.error(f"there are no faults {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
     logging.disable()  # applications that tell of an outage are not the news here
-    failed = False
+    failed, begin = False, time.monotonic()
     for fault in FAULTS:
         if arguments.names and fault.name not in arguments.names:
             continue
@@ -40,6 +41,11 @@ def main() -> int:
         folder = arguments.folder / f"{fault.name}-{arguments.seed}{'-short' if arguments.short else ''}"
         if (folder / "verdict.json").exists():
             continue  # an interrupted invocation goes on with the same seed
+        if arguments.minutes is not None and time.monotonic() - begin > 60 * arguments.minutes:
+            sys.stdout.write(
+                f"{fault.name} {fault.title}: not begun, the time is over; --seed {arguments.seed} goes on\n"
+            )
+            continue
         if folder.exists():
             folder.rename(folder.with_name(f"{folder.name}-interrupted-{int(time.time())}"))
         size = replace(fault.short if arguments.short else fault.full, hours=arguments.hours)

@@ -22,6 +22,7 @@ from benchmarks.results import commit
 from queue_pg.schema import migrate
 from tests.faults import ledgers, logs, mixture
 from tests.faults.checker import Expectation, Violation, check
+from tests.faults.client import ClientProcess
 from tests.faults.fleet import GRACE_SECONDS, LEASE_SECONDS, Fleet, Worker
 from tests.faults.ledgers import Evidence
 from tests.faults.lines import Line, Weather
@@ -41,6 +42,7 @@ from tests.faults.recovery import (
     percentile,
     reclaims,
 )
+from tests.faults.releases import Release
 from tests.faults.service import Service
 
 HEAL_SECONDS: Final = 60.0
@@ -74,7 +76,7 @@ class Arena:
     hits: Counter[str] = field(default_factory=Counter[str])
     figures: dict[str, float] = field(default_factory=dict[str, float])
     violations: list[Violation] = field(default_factory=list[Violation])
-    producers: list[Producer] = field(default_factory=list[Producer])
+    producers: list[Producer | ClientProcess] = field(default_factory=list[Producer | ClientProcess])
     services: list[Service] = field(default_factory=list[Service])
     recoveries: list[float] = field(default_factory=list[float])
     # None: any worker may lose leases. Else only those that the fleet has disturbed.
@@ -140,6 +142,17 @@ class Arena:
         producer.start()
         self.producers.append(producer)
         return producer
+
+    def produce_on(self, release: Release, form: str) -> ClientProcess:
+        """Start an application on the code of another release, that submits until peace comes; see client.py."""
+        client = ClientProcess(
+            release, self.postgres.dsn, self.folder, form=form, rate=self.size.rate, seconds=self.size.job_seconds,
+            # Numbers that nobody else gets to.
+            first=1_000_000_000 * (1 + len(self.producers)),
+        )  # fmt: skip
+        self.producers.append(client)
+        self.stack.callback(client.close)
+        return client
 
     def acked(self) -> int:
         """Return how many submissions have been acknowledged so far."""
@@ -207,6 +220,11 @@ class Arena:
         self.violations.append(Violation(invariant, job, text))
 
 
+def _make_schema(folder: Path, dsn: str) -> None:
+    del folder
+    migrate(dsn)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A row of the plan. `disturb` does its worst with an arena and returns when it has had its hits."""
@@ -219,6 +237,8 @@ class Fault:
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
     # Why it cannot be made on this machine; None: it can.
     obstacle: Callable[[], str | None] = lambda: None
+    # Makes the schema in an empty database; it may leave things in the folder of the run.
+    prepare: Callable[[Path, str], None] = _make_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +267,7 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
     postgres.start()
     violations: list[Violation] = []
     try:
-        migrate(postgres.dsn)
+        fault.prepare(folder, postgres.dsn)
         ledgers.install(postgres.dsn)
         fleet = Fleet(postgres.dsn, folder, size.workers, {"WORKER_CONCURRENCY": str(size.concurrency)})
         arena = Arena(folder, size, random.Random(seed), postgres, fault.settings, fleet, itertools.count(1))

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+from tests.faults import releases
+from tests.faults.releases import Release
+
+ROOT: Final = releases.ROOT
 LEASE_SECONDS: Final = 2.0
 # What a worker has by default, and how long it may take afterwards to hand back what it has not done.
 GRACE_SECONDS: Final = 30.0
@@ -27,6 +30,7 @@ class Worker:
     id: str
     process: subprocess.Popen[bytes]
     log: Path
+    release: Release | None = None
 
     @property
     def pid(self) -> int:
@@ -36,6 +40,20 @@ class Worker:
     def serves(self) -> bool:
         """Whether it has come to work, or to an end."""
         return self.process.poll() is not None or b" serves " in self.log.read_bytes()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has heard that it is to end, or has ended."""
+        return self.process.poll() is not None or b" is stopping" in self.log.read_bytes()
+
+
+def _environment(release: Release | None) -> dict[str, str]:
+    if release is not None:
+        return release.environment()
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
 
 
 @dataclass(slots=True)
@@ -47,6 +65,8 @@ class Fleet:
     size: int
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     target: str = "tests.faults.fault_tasks"
+    # Whose code those that start from now on run; None: this one's.
+    release: Release | None = None
     workers: list[Worker] = field(default_factory=list[Worker])
     disturbed: set[str] = field(default_factory=set[str])
     dead_at_ns: dict[int, int] = field(default_factory=dict[int, int])
@@ -76,12 +96,11 @@ class Fleet:
         name = f"w{next(self._numbers)}"
         log = self.folder / f"worker-{name}.log"
         everything = {
-            **os.environ,
+            **_environment(self.release),
             "DATABASE_URL": dsn or self.dsn,
             "WORKER_ID": name,
             "FAULTS_FOLDER": str(self.folder),
             "LOG_LEVEL": "INFO",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "LEASE_SECONDS": str(LEASE_SECONDS),
             **self.environment,
             **environment,
@@ -89,9 +108,10 @@ class Fleet:
         with log.open("ab") as out:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "queue_pg.cli", "worker", self.target],
-                cwd=ROOT, env=everything, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                cwd=self.release.folder if self.release else ROOT, env=everything,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
-        return Worker(name, process, log)
+        return Worker(name, process, log, self.release)
 
     def kill(self, worker: Worker) -> None:
         """Kill one with all it has started."""
@@ -109,6 +129,23 @@ class Fleet:
     def thaw(self, worker: Worker) -> None:
         """Let it go on where it was."""
         worker.process.send_signal(signal.SIGCONT)
+
+    def retire(self, worker: Worker, *, twice: bool = False) -> int:
+        """Ask one to end, `twice`: and then to end at once; return its exit code, -9 when it had to be killed."""
+        self.workers.remove(worker)
+        worker.process.terminate()
+        begin = time.monotonic()
+        while twice and not worker.stopping and time.monotonic() < begin + STOP_SECONDS:
+            time.sleep(0.002)
+        if twice:
+            worker.process.terminate()
+        try:
+            code = worker.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            code = worker.process.wait()
+        self.stop_seconds.append(time.monotonic() - begin)
+        return code
 
     def stop(self) -> list[int]:
         """Ask all to end and return their exit codes; whoever does not is killed and counts as -9."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -32,10 +33,10 @@ class Mixer(Producer):
     def __init__(self, dsn: str, folder: Path, numbers: itertools.count[int], *, rate: float) -> None:
         super().__init__(dsn, folder, numbers, keyed=True, rate=rate)
         self.limited: set[int] = set()
-        self._parts = LineFile(folder / f"parts-{id(self)}.jsonl", durable=True)
+        self._parts = LineFile(folder / f"parts-{os.getpid()}-{id(self)}.jsonl", durable=True)
 
     def _produce(self) -> None:
-        with SyncQueue(self._dsn, notify=False) as queue:
+        with self.queue_class(self._dsn, notify=False) as queue:
             try:
                 while not self._halt.is_set():
                     for form in (self._alone, self._family, self._limited, self._batch):

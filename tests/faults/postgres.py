@@ -19,6 +19,8 @@ from benchmarks import proc
 from queue_pg.embedded.cluster import PASSWORD_FILE, make_cluster
 from queue_pg.embedded.programs import available_versions, child_environment, programs_for, server_account
 
+# Another Postgres than the embedded one, such as /usr/lib/postgresql/15.
+CHOICE: Final = os.environ.get("QUEUE_PG_FAULTS_POSTGRES", "")
 START_SECONDS: Final = 60.0
 LATER_SECONDS: Final = 0.02
 # Not what a test of correctness is about: no waiting for disks that nobody pulls the plug of. A killed server loses
@@ -30,6 +32,20 @@ SETTINGS: Final = {
     "log_min_messages": "warning",
     "deadlock_timeout": "100ms",
 }
+
+
+def installed() -> tuple[str, Path]:
+    """Return which Postgres runs are made with, by its major version and the folder of its `bin`."""
+    if not CHOICE:
+        return max(available_versions().items(), key=lambda item: int(item[0]))
+    said = subprocess.run([Path(CHOICE, "bin", "postgres"), "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.partition(") ")[2].partition(".")[0], Path(CHOICE)
+
+
+def too_old_for_small_notify_queues() -> str | None:
+    """Whether the queue of notifications cannot be made small."""
+    version, _ = installed()
+    return None if int(version) >= 17 else f"max_notify_queue_pages came after PostgreSQL {version}"
 
 
 class Postgres:
@@ -47,10 +63,10 @@ class Postgres:
         self.kills = 0
         self._settings = {**SETTINGS, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
-        version, home = max(available_versions().items(), key=lambda item: int(item[0]))
+        version, home = installed()
         self.version = version
         self._account = server_account(folder / "cluster")
-        self._programs = programs_for(self._account, home)
+        self._programs = Path(CHOICE, "bin") if CHOICE else programs_for(self._account, home)
         folder.mkdir(parents=True, exist_ok=True)
         if primary is None:
             make_cluster(folder, account=self._account, programs=self._programs, version=int(version), durable=True)

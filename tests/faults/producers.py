@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,9 @@ class Producer(threading.Thread):
     `keyed`: through the library, each with a unique key, tried again until it is acknowledged. Otherwise by a plain
     INSERT, tried once: if the connection breaks, nobody knows.
     """
+
+    # How it speaks to the queue, when it does so by the library.
+    queue_class: type[SyncQueue] = SyncQueue
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class Producer(threading.Thread):
         self._jobs = jobs
         self._options = options
         self._halt = threading.Event()
-        self._ledger = LineFile(folder / f"submissions-{id(self)}.jsonl", durable=True)
+        self._ledger = LineFile(folder / f"submissions-{os.getpid()}-{id(self)}.jsonl", durable=True)
 
     def run(self) -> None:
         try:
@@ -69,7 +73,7 @@ class Producer(threading.Thread):
                 self._connection.close()
 
     def _produce(self) -> None:
-        with SyncQueue(self._dsn, notify=False) as queue:
+        with self.queue_class(self._dsn, notify=False) as queue:
             self._repeat(lambda number: self._until_acked(queue, number) if self._keyed else self._once(number))
 
     def _repeat(self, submit: Callable[[int], None]) -> None:

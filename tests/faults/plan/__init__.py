@@ -6,8 +6,21 @@ from typing import Final
 
 from tests.faults.arena import Fault, Size
 from tests.faults.machine import no_fake_clock, no_pooler, no_small_disk
-from tests.faults.plan import api, clocks, clocks_moved, load, network, processes, providers, server, sessions, standbys
+from tests.faults.plan import (
+    api,
+    clocks,
+    clocks_moved,
+    load,
+    network,
+    processes,
+    providers,
+    server,
+    sessions,
+    standbys,
+    upgrades,
+)
 from tests.faults.plug import no_plug
+from tests.faults.postgres import too_old_for_small_notify_queues
 
 _SMALL_LOG: Final = {"max_wal_size": "128MB", "min_wal_size": "32MB"}
 
@@ -72,6 +85,7 @@ FAULTS: Final = (
         Size(hits=300),
         Size(hits=50_000),
         settings={"max_notify_queue_pages": "64"},
+        obstacle=too_old_for_small_notify_queues,
     ),
     Fault(
         "F21",
@@ -102,6 +116,24 @@ FAULTS: Final = (
     Fault("F30", "errors that are hard to store", processes.shout, Size(hits=2), Size(hits=20)),
     Fault(
         "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=300, workers=5)
+    ),
+    Fault(
+        "F32",
+        "a rolling deploy",
+        upgrades.roll,
+        Size(hits=1, rate=30, workers=0),
+        Size(hits=60, rate=60, workers=0),
+        settings=upgrades.SETTINGS,
+        prepare=upgrades.start_with_previous,
+    ),
+    Fault(
+        "F33",
+        "migrations under load",
+        upgrades.migrate_under_load,
+        Size(hits=2, rate=60, workers=0),
+        Size(hits=200, workers=0),
+        settings=upgrades.SETTINGS,
+        prepare=upgrades.start_with_previous,
     ),
     Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
     Fault(

@@ -359,7 +359,9 @@ def _times(arena: Arena, evidence: Evidence) -> dict[str, float]:
         if (text := broken_reclaims(calm, LEASE_SECONDS)) is not None:
             arena.violate("L2", text)
     if back := list(back_after(evidence.runs, arena.outages)):
-        figures["back_p50_s"], figures["back_max_s"] = round(statistics.median(back), 1), round(max(back), 1)
+        # Never is as long as there was to see it: JSON knows no infinity.
+        seen = [min(seconds, AFTER_SECONDS) for seconds in back]
+        figures["back_p50_s"], figures["back_max_s"] = round(statistics.median(seen), 1), round(max(seen), 1)
         if (text := broken_back(back)) is not None:
             arena.violate("L2", text)
     if max(arena.fleet.stop_seconds, default=0.0) > GRACE_SECONDS:

@@ -5,7 +5,7 @@
 # PYTHON names an interpreter:   make demo PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-on lint types check faults faults-short faults-peers mutants model bench snapshot lock
+.PHONY: help setup demo test test-on lint types check faults faults-short faults-peers mutants model simulation bench snapshot lock
 
 PYTHON ?=
 ARGS ?=
@@ -65,6 +65,10 @@ model: ## Hold the SQL functions against their models: 2,000 programs, all inter
 	@$(SETUP) dev
 	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-2000} MODEL_STEPS=$${MODEL_STEPS:-50} MODEL_SEED=$${MODEL_SEED:-$$(date +%s)} MODEL_TRIPLES=all MODEL_WORKERS=3 \
 		$(RUN) pytest -n auto --maxprocesses 8 tests/model $(ARGS)
+
+simulation: ## Simulate workers, applications and faults in thousands of seeds; SIM_SEED=7 runs one again (ARGS=--trace tells of it)
+	@$(SETUP) dev
+	@$(RUN) tests.simulation $(ARGS)
 
 bench: ## Measure queue-pg against its peers (20 minutes) and write docs/benchmarks.md; ARGS=drain runs one measure
 	@$(SETUP) dev

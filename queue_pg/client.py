@@ -20,7 +20,6 @@ from queue_pg.artifacts import AsyncArtifacts
 from queue_pg.batching import AsyncBatching
 from queue_pg.bulk import AsyncBulk
 from queue_pg.chunks import chunks_async, name_position
-from queue_pg.connections import connect_async
 from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.feed import Feed
 from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
@@ -50,6 +49,7 @@ from queue_pg.scheduling import AsyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.stepping import AsyncStepping
 from queue_pg.submission import JobChecker, encode_array
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.templating import AsyncTemplating
 from queue_pg.tracing import submitting, submitting_many
 from queue_pg.waiting import Waiting
@@ -83,7 +83,8 @@ class Queue(
     LISTEN, for example past a pooler. `org` is the tenant: jobs are submitted to it and others' are invisible; with
     None all are visible and submissions go to `default`. With `notify` off nothing listens and `wait` polls.
     At most `max_connections` are open besides the listening one; who finds all in use for `pool_timeout_seconds` gets
-    DatabaseUnavailable. `max_payload_bytes` bounds payloads and results.
+    DatabaseUnavailable. `max_payload_bytes` bounds payloads and results. `surroundings` stand in for the machine, its
+    clock and its lines, where both are simulated.
 
     Errors are those of queue_pg.errors: DatabaseUnavailable from every method, others as told.
     """
@@ -98,6 +99,7 @@ class Queue(
         max_connections: int = 10,
         pool_timeout_seconds: float = 10,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self.dsn = arguments.dsn_of(dsn, pool)
         self.org = org
@@ -106,8 +108,9 @@ class Queue(
         self._max_connections = max_connections
         self._timeout_seconds = pool_timeout_seconds
         self._given_pool = pool
+        self._surroundings = surroundings
         self._pool: AsyncPool | Pool | None = None
-        self.wakeups = Wakeups(self.dsn, (RESULT, EVENTS), enabled=notify)
+        self.wakeups = Wakeups(self.dsn, (RESULT, EVENTS), enabled=notify, surroundings=surroundings)
         self._waiting: Waiting | None = None
         self._feed: Feed | None = None
 
@@ -115,14 +118,23 @@ class Queue(
         """Make the Queue usable. With `check`, connect now, so that a wrong address is told at once."""
         if check:
             with translated():
-                conn = await connect_async(self.dsn)
+                conn = await self._surroundings.connect_async(self.dsn, application="queue-pg")
                 await conn.close()
         if self._pool is None:
             self._pool = self._given_pool or AsyncPool(
-                self.dsn, max_size=self._max_connections, timeout_seconds=self._timeout_seconds
+                self.dsn,
+                max_size=self._max_connections,
+                timeout_seconds=self._timeout_seconds,
+                surroundings=self._surroundings,
             )
         if self._waiting is None:
-            self._waiting = Waiting(watch=self._watch, states=self._states, jobs=self._finished, wakeups=self.wakeups)
+            self._waiting = Waiting(
+                watch=self._watch,
+                states=self._states,
+                jobs=self._finished,
+                wakeups=self.wakeups,
+                surroundings=self._surroundings,
+            )
         if self._feed is None:
             self._feed = self._open_feed()
 

@@ -23,7 +23,6 @@ from queue_pg.artifacts_sync import SyncArtifacts
 from queue_pg.batching_sync import SyncBatching
 from queue_pg.bulk_sync import SyncBulk
 from queue_pg.chunks import chunks_sync, name_position
-from queue_pg.connections import connect
 from queue_pg.errors import InvalidJob, InvalidTransition, JobCancelled, JobFailed, JobNotFound, WaitTimeout
 from queue_pg.feed_sync import Feed
 from queue_pg.graph import encode_graph, encode_one, is_part, parents_of
@@ -53,6 +52,7 @@ from queue_pg.scheduling_sync import SyncScheduling
 from queue_pg.sqlstates import translated
 from queue_pg.stepping_sync import SyncStepping
 from queue_pg.submission import JobChecker, encode_array
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.templating_sync import SyncTemplating
 from queue_pg.tracing import submitting, submitting_many
 from queue_pg.waiting_sync import Waiting
@@ -86,7 +86,8 @@ class SyncQueue(
     LISTEN, for example past a pooler. `org` is the tenant: jobs are submitted to it and others' are invisible; with
     None all are visible and submissions go to `default`. With `notify` off nothing listens and `wait` polls.
     At most `max_connections` are open besides the listening one; who finds all in use for `pool_timeout_seconds` gets
-    DatabaseUnavailable. `max_payload_bytes` bounds payloads and results.
+    DatabaseUnavailable. `max_payload_bytes` bounds payloads and results. `surroundings` stand in for the machine, its
+    clock and its lines, where both are simulated.
 
     Errors are those of queue_pg.errors: DatabaseUnavailable from every method, others as told.
     """
@@ -101,6 +102,7 @@ class SyncQueue(
         max_connections: int = 10,
         pool_timeout_seconds: float = 10,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self.dsn = arguments.dsn_of(dsn, pool)
         self.org = org
@@ -109,8 +111,9 @@ class SyncQueue(
         self._max_connections = max_connections
         self._timeout_seconds = pool_timeout_seconds
         self._given_pool = pool
+        self._surroundings = surroundings
         self._pool: SyncPool | Pool | None = None
-        self.wakeups = Wakeups(self.dsn, (RESULT, EVENTS), enabled=notify)
+        self.wakeups = Wakeups(self.dsn, (RESULT, EVENTS), enabled=notify, surroundings=surroundings)
         self._waiting: Waiting | None = None
         self._feed: Feed | None = None
 
@@ -118,14 +121,23 @@ class SyncQueue(
         """Make the SyncQueue usable. With `check`, connect now, so that a wrong address is told at once."""
         if check:
             with translated():
-                conn = connect(self.dsn)
+                conn = self._surroundings.connect(self.dsn, application="queue-pg")
                 conn.close()
         if self._pool is None:
             self._pool = self._given_pool or SyncPool(
-                self.dsn, max_size=self._max_connections, timeout_seconds=self._timeout_seconds
+                self.dsn,
+                max_size=self._max_connections,
+                timeout_seconds=self._timeout_seconds,
+                surroundings=self._surroundings,
             )
         if self._waiting is None:
-            self._waiting = Waiting(watch=self._watch, states=self._states, jobs=self._finished, wakeups=self.wakeups)
+            self._waiting = Waiting(
+                watch=self._watch,
+                states=self._states,
+                jobs=self._finished,
+                wakeups=self.wakeups,
+                surroundings=self._surroundings,
+            )
         if self._feed is None:
             self._feed = self._open_feed()
 

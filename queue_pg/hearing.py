@@ -7,8 +7,9 @@ no error. Who took its word for it would wait for ever for a wake-up.
 from __future__ import annotations
 
 import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,6 +18,34 @@ from psycopg import Connection
 from queue_pg.statements import statement
 
 ECHO_SECONDS: Final = 3.0
+
+
+class Bell:
+    """What a listening thread waits at: until something comes on its connection, or somebody rings."""
+
+    def __init__(self) -> None:
+        self._inside, self._outside = socket.socketpair()
+
+    def wait(self, conn: Connection[Any], seconds: float) -> None:
+        """Wait at most so long. Raises OperationalError when the connection is lost."""
+        poll = select.poll()
+        poll.register(conn.fileno(), select.POLLIN)
+        poll.register(self._inside.fileno(), select.POLLIN)
+        poll.poll(max(seconds, 0) * 1000)
+        conn.pgconn.consume_input()
+
+    def heard(self, conn: Connection[Any]) -> Iterator[tuple[str, str]]:
+        """Yield channel and payload of the notifications that have come, each once."""
+        while notification := conn.pgconn.notifies():
+            yield notification.relname.decode(), notification.extra.decode("utf-8", "replace")
+
+    def ring(self) -> None:
+        """End the wait, and all that come."""
+        self._outside.close()
+
+    def close(self) -> None:
+        """Let go of it, when nobody waits any more."""
+        self._inside.close()
 
 
 def hears(conn: Connection[Any], connect: Callable[[], Connection[Any]]) -> bool:

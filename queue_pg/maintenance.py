@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import secrets
 import socket
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -22,13 +20,13 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg import durability, store
-from queue_pg.connections import connect_async
 from queue_pg.errors import DatabaseUnavailable, QueuePgError
 from queue_pg.horizon import HorizonWatch
 from queue_pg.models import InstanceDefaults, MaintenanceRound
 from queue_pg.pace import BATCH, MAX_SLEEP_SECONDS, Pace
 from queue_pg.pool import AsyncPool, lend
 from queue_pg.sqlstates import translated
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.vacuum import Vacuum
 from queue_pg.wakeup import DUE, Wakeups
 
@@ -56,14 +54,16 @@ class MaintenanceLoop:
         wakeups: Wakeups | None = None,
         *,
         defaults: InstanceDefaults | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._source = pool_or_dsn
+        self._surroundings = surroundings
         self._defaults = None if defaults == InstanceDefaults() else defaults
         self._wakeups = wakeups
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._pace = Pace()
         self._horizon = HorizonWatch()
-        self._vacuum = Vacuum(pool_or_dsn) if isinstance(pool_or_dsn, str) else None
+        self._vacuum = Vacuum(pool_or_dsn, surroundings=surroundings) if isinstance(pool_or_dsn, str) else None
         self._history_at = 0.0
         self._horizon_at = 0.0
         self._failing = False
@@ -89,7 +89,7 @@ class MaintenanceLoop:
                     self._note_failure(error)
                     await self._drop_connection()
                     # Hints do not shorten this pause: they come in numbers just when the database is coming back.
-                    await _first_of(stop, timeout_seconds=backoff * random.uniform(0.5, 1.0))
+                    await _first_of(stop, timeout_seconds=backoff * self._surroundings.uniform(0.5, 1.0))
                     backoff = min(backoff * 2, _BACKOFF_SECONDS[1])
                 else:
                     self._note_recovery()
@@ -115,21 +115,21 @@ class MaintenanceLoop:
                 self._name,
                 max_jobs=BATCH,
                 arm=self._wakeups is not None and self._wakeups.listening,
-                since=self._pace.begin(time.monotonic()),
+                since=self._pace.begin(self._surroundings.monotonic()),
                 within_seconds=MAX_SLEEP_SECONDS,
             )
-            self._pace.end(found, time.monotonic())
+            self._pace.end(found, self._surroundings.monotonic())
             self.leads = found.step is not None
-            if self.leads and time.monotonic() >= self._history_at:
+            if self.leads and self._surroundings.monotonic() >= self._history_at:
                 await self._keep_history(conn)
             if self._vacuum is not None:
                 if self.leads:
                     await self._vacuum.look(conn)
                 else:
                     self._vacuum.cancel()
-            if self.leads and time.monotonic() >= self._horizon_at:
-                self._horizon_at = time.monotonic() + HORIZON_SECONDS
-                self._horizon.look(await store.horizon(conn), time.monotonic())
+            if self.leads and self._surroundings.monotonic() >= self._horizon_at:
+                self._horizon_at = self._surroundings.monotonic() + HORIZON_SECONDS
+                self._horizon.look(await store.horizon(conn), self._surroundings.monotonic())
             if not self._asked_durability:
                 await durability.warn(conn)
                 self._asked_durability = True
@@ -139,7 +139,7 @@ class MaintenanceLoop:
         return found
 
     async def _keep_history(self, conn: AsyncConnection[Any]) -> None:
-        self._history_at = time.monotonic() + _HISTORY_AFTER_FAULT_SECONDS
+        self._history_at = self._surroundings.monotonic() + _HISTORY_AFTER_FAULT_SECONDS
         try:
             with translated():
                 done = await store.maintain_history(conn)
@@ -149,14 +149,14 @@ class MaintenanceLoop:
             # Leases and due jobs must not wait for what is wrong with a partition.
             _log.warning("History is not maintained: %s", error)
         else:
-            self._history_at = time.monotonic() + done.again_seconds
+            self._history_at = self._surroundings.monotonic() + done.again_seconds
             if done.dropped:
                 _log.info("Dropped %d partition of history, made %d.", done.dropped, done.created)
 
     async def _sleep(self, stop: asyncio.Event, woken: asyncio.Event) -> None:
         rest, pause = self._pace.rest_seconds, self._pace.pause_seconds
         if self.leads:
-            pause = max(rest, min(pause, self._history_at - time.monotonic()))
+            pause = max(rest, min(pause, self._history_at - self._surroundings.monotonic()))
         await _first_of(stop, timeout_seconds=rest)
         if pause > rest:
             await _first_of(stop, woken, timeout_seconds=pause - rest)
@@ -178,7 +178,7 @@ class MaintenanceLoop:
                     yield conn
                 return
             if self._own is None or self._own.closed:
-                self._own = await connect_async(self._source, application="queue-pg maintenance")
+                self._own = await self._surroundings.connect_async(self._source, application="queue-pg maintenance")
             yield self._own
 
     async def _drop_connection(self) -> None:

@@ -9,9 +9,7 @@ tools/async_to_sync.py.
 from __future__ import annotations
 
 import logging
-import random
 import threading
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,9 +20,10 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 
 from queue_pg.concurrency import AsyncSlots
-from queue_pg.connections import connect_async, is_closed
+from queue_pg.connections import is_closed
 from queue_pg.errors import DatabaseUnavailable
 from queue_pg.sqlstates import translate_error
+from queue_pg.surroundings import REAL, Surroundings
 
 MAX_IDLE_SECONDS: Final = 300.0
 MAX_AGE_SECONDS: Final = 3_600.0
@@ -43,12 +42,19 @@ class AsyncPool:
     """At most `max_size` connections; who finds all in use waits `timeout_seconds` for one."""
 
     def __init__(
-        self, dsn: str, *, max_size: int = 10, timeout_seconds: float = 10, application: str = "queue-pg"
+        self,
+        dsn: str,
+        *,
+        max_size: int = 10,
+        timeout_seconds: float = 10,
+        application: str = "queue-pg",
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._dsn = dsn
         self._max_size = max_size
         self._timeout_seconds = timeout_seconds
         self._application = application
+        self._surroundings = surroundings
         self._slots = AsyncSlots(max_size)
         self._lock = threading.Lock()
         self._idle: list[_Kept] = []
@@ -95,7 +101,7 @@ class AsyncPool:
 
     async def _connect(self) -> _Kept:
         try:
-            conn = await connect_async(self._dsn, application=self._application)
+            conn = await self._surroundings.connect_async(self._dsn, application=self._application)
         except Exception as error:
             if not self._failing:
                 self._failing = True
@@ -106,10 +112,10 @@ class AsyncPool:
             self._failing = False
             _log.info("Connected to Postgres again.")
         # Not all at once, or a fleet that started together reconnects together.
-        return _Kept(conn, time.monotonic() + MAX_AGE_SECONDS * random.uniform(0.8, 1.0))
+        return _Kept(conn, self._surroundings.monotonic() + MAX_AGE_SECONDS * self._surroundings.uniform(0.8, 1.0))
 
     async def _give_back(self, kept: _Kept) -> None:
-        now = time.monotonic()
+        now = self._surroundings.monotonic()
         with self._lock:
             usable = (
                 not self._closed

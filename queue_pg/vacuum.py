@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from psycopg import AsyncConnection
 
 from queue_pg import store
-from queue_pg.connections import connect_async
 from queue_pg.models import DeadRows
 from queue_pg.sqlstates import translated
+from queue_pg.surroundings import REAL, Surroundings
 
 # A table may have this many dead rows, and half as many as live ones, before it is vacuumed. Claims start behind dead
 # entries anyway, and a vacuum that finds little costs as much as one that finds much.
@@ -68,24 +67,25 @@ class Vacuum:
     """Vacuums beside its caller, one table at a time, on a connection made for it. Nothing waits for a VACUUM, and it
     keeps no dead rows in place as another long statement would."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, surroundings: Surroundings = REAL) -> None:
         self.task: asyncio.Task[None] | None = None
         self._dsn = dsn
+        self._surroundings = surroundings
         self._pace = VacuumPace()
         self._told: str | None = None
 
     async def look(self, conn: AsyncConnection[Any]) -> None:
         """Start a vacuum when it is time for one. Asks `conn` once a second at most, and raises psycopg's errors."""
-        if (self.task is not None and not self.task.done()) or time.monotonic() < self._pace.look_at:
+        if (self.task is not None and not self.task.done()) or self._surroundings.monotonic() < self._pace.look_at:
             return
         found = await store.dead_rows(conn)
-        due = self._pace.due(found, time.monotonic())
+        due = self._pace.due(found, self._surroundings.monotonic())
         if not due:
             return
         if all(table.may_vacuum for table in found):
             self.task = asyncio.create_task(self._work(due, _dead(found, due)))
         else:
-            self._pace.forbidden(time.monotonic())
+            self._pace.forbidden(self._surroundings.monotonic())
             self._tell(
                 "Dead rows are left to autovacuum, because this role may not vacuum. From PostgreSQL 17: grant maintain"
                 " on queue_pg.jobs, queue_pg.queue_counters to it; before, make it a member of their owner."
@@ -103,7 +103,7 @@ class Vacuum:
             await asyncio.wait([self.task], timeout=_CLOSE_SECONDS)
 
     async def _work(self, due: Sequence[str], before: int) -> None:
-        started, after = time.monotonic(), before
+        started, after = self._surroundings.monotonic(), before
         try:
             # Here and not in the session, whose settings a pooler may refuse. The server ends the statement, too.
             with translated():
@@ -114,12 +114,12 @@ class Vacuum:
             self._tell(f"Dead rows are left to autovacuum for a while: {reason}.")
         else:
             self._told = None
-        now = time.monotonic()
+        now = self._surroundings.monotonic()
         self._pace.end(before, after, now - started, now)
 
     async def _vacuum(self, due: Sequence[str]) -> int:
         """Return how many dead rows are left."""
-        conn = await connect_async(self._dsn, application="queue-pg vacuum")
+        conn = await self._surroundings.connect_async(self._dsn, application="queue-pg vacuum")
         try:
             for table in due:
                 await store.vacuum(conn, table)

@@ -9,9 +9,7 @@ The loop is asleep until a notification names a waited job, somebody new waits, 
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,6 +18,7 @@ from uuid import UUID
 from queue_pg.concurrency import SyncBackground, SyncSignal
 from queue_pg.errors import DatabaseUnavailable, JobNotFound, QueuePgError
 from queue_pg.models import FINISHED_STATES, Job
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.wakeup import RESULT, Subscription, Wakeups
 
 RECHECK_SECONDS: Final = 5.0  # with notifications: in case one was lost
@@ -43,11 +42,14 @@ class _Waiter:
 class Waiting:
     """`watch` and `states` tell the states of ids, `watch` asking for notifications too; `jobs` reads finished ones."""
 
-    def __init__(self, *, watch: States, states: States, jobs: Jobs, wakeups: Wakeups) -> None:
+    def __init__(
+        self, *, watch: States, states: States, jobs: Jobs, wakeups: Wakeups, surroundings: Surroundings = REAL
+    ) -> None:
         self._watch = watch
         self._states = states
         self._jobs = jobs
         self._wakeups = wakeups
+        self._surroundings = surroundings
         self._lock = threading.Lock()
         self._waiters: dict[UUID, set[_Waiter]] = {}
         self._due: set[UUID] = set()
@@ -146,15 +148,15 @@ class Waiting:
             except Exception as error:
                 self._after_error(ids, error)
                 outage_pause = min(outage_pause * 2, RECHECK_SECONDS)
-                pause = outage_pause * random.uniform(0.5, 1.0)
+                pause = outage_pause * self._surroundings.uniform(0.5, 1.0)
             kick.wait(pause)
 
     def _take_due(self) -> list[UUID]:
-        if time.monotonic() >= self._all_due_at:
+        if self._surroundings.monotonic() >= self._all_due_at:
             self._due.update(self._waiters)
             interval = RECHECK_SECONDS if self._wakeups.listening else self._pause
             self._pause = min(self._pause * 1.5, POLL_SECONDS[1])
-            self._all_due_at = time.monotonic() + interval * random.uniform(0.8, 1.2)
+            self._all_due_at = self._surroundings.monotonic() + interval * self._surroundings.uniform(0.8, 1.2)
         ids = [job_id for job_id in self._due if job_id in self._waiters]
         self._due.clear()
         return ids
@@ -163,7 +165,7 @@ class Waiting:
         with self._lock:
             if not self._waiters:
                 return None
-            now = time.monotonic()
+            now = self._surroundings.monotonic()
             if not self._wakeups.listening:
                 self._all_due_at = min(self._all_due_at, now + self._pause)
             return POLL_SECONDS[0] if self._due else max(self._all_due_at - now, 0)

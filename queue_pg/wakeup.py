@@ -11,20 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-import select
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self
 
 from psycopg import Connection
 
-from queue_pg.connections import connect
-from queue_pg.hearing import backend_pid, hears
+from queue_pg.connections import LibraryConnection
+from queue_pg.hearing import Bell, backend_pid, hears
 from queue_pg.statements import statement
+from queue_pg.surroundings import REAL, Surroundings, Thread
 
 WAKE: Final = "queue_pg_wake"
 RESULT: Final = "queue_pg_result"
@@ -117,6 +114,7 @@ class Wakeups:
         *,
         enabled: bool = True,
         application: str = "queue-pg listener",
+        surroundings: Surroundings = REAL,
     ) -> None:
         self.channels = tuple(channels)
         unknown = set(self.channels) - set(CHANNELS)
@@ -125,17 +123,19 @@ class Wakeups:
         self.enabled = enabled
         self._dsn = dsn
         self._application = application
+        self._surroundings = surroundings
         self._lock = threading.Lock()
-        self._subscribers: dict[tuple[str, str | None], set[Subscription]] = {}
+        # In the order in which they came.
+        self._subscribers: dict[tuple[str, str | None], dict[Subscription, None]] = {}
         self._taps: dict[str, Callable[[str | None], None]] = {}
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._listening = threading.Event()
+        self._thread: Thread | None = None
+        self._stop = surroundings.event()
+        self._listening = surroundings.event()
         self._failing = False
         self._deaf = False
         self._backend_pid: int | None = None
-        # Wakes the thread out of select() when it is to stop.
-        self._bell: tuple[socket.socket, socket.socket] | None = None
+        # Wakes the thread when it is to stop.
+        self._bell: Bell | None = None
 
     @property
     def listening(self) -> bool:
@@ -157,8 +157,8 @@ class Wakeups:
             if not self.enabled or (self._thread is not None and self._thread.is_alive()):
                 return
             self._stop.clear()
-            self._bell = socket.socketpair()
-            self._thread = threading.Thread(target=self._run, name=self._application, daemon=True)
+            self._bell = self._surroundings.bell()
+            self._thread = self._surroundings.thread(self._run, name=self._application)
             self._thread.start()
 
     def close(self) -> None:
@@ -167,11 +167,11 @@ class Wakeups:
             thread, bell, self._thread, self._bell = self._thread, self._bell, None, None
             self._stop.set()
             if bell is not None:
-                bell[1].close()
+                bell.ring()
         if thread is not None:
             thread.join(timeout=15)
         if bell is not None:
-            bell[0].close()
+            bell.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -193,15 +193,15 @@ class Wakeups:
             raise ValueError(f"not listening to channel {channel!r}; channels are {self.channels}")
         subscription = Subscription(self, channel, payload, callback)
         with self._lock:
-            self._subscribers.setdefault((channel, payload), set()).add(subscription)
+            self._subscribers.setdefault((channel, payload), {})[subscription] = None
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription; twice is fine."""
         key = (subscription.channel, subscription.payload)
         with self._lock:
-            group = self._subscribers.get(key, set())
-            group.discard(subscription)
+            group = self._subscribers.get(key, {})
+            group.pop(subscription, None)
             if not group:
                 self._subscribers.pop(key, None)
 
@@ -223,11 +223,11 @@ class Wakeups:
         pause = _BACKOFF_SECONDS[0]
         while not self._stop.is_set():
             try:
-                with connect(self._dsn, application=self._application) as conn:
+                with self._connect() as conn:
                     conn.answer_seconds = ANSWER_SECONDS
                     if self._listen(conn):
                         pause = _BACKOFF_SECONDS[0]
-                        self._serve(conn, bell[0])
+                        self._serve(conn, bell)
                     else:
                         pause = PROBE_SECONDS
             except Exception as error:
@@ -240,7 +240,7 @@ class Wakeups:
                     self._tell_taps()
                     # Those who rely on notifications poll seldom.
                     self._signal_all()
-            self._stop.wait(pause * random.uniform(0.5, 1.0))
+            self._stop.wait(pause * self._surroundings.uniform(0.5, 1.0))
             pause = min(pause * 2, _BACKOFF_SECONDS[1])
 
     def _listen(self, conn: Connection[Any]) -> bool:
@@ -250,7 +250,7 @@ class Wakeups:
         """
         for channel in self.channels:
             conn.execute(statement(f"listen_{channel}"))
-        if not hears(conn, lambda: connect(self._dsn, application=self._application)):
+        if not hears(conn, self._connect):
             if not self._deaf:
                 self._deaf = True
                 _log.warning(
@@ -267,28 +267,27 @@ class Wakeups:
         self._signal_all()
         return True
 
-    def _serve(self, conn: Connection[Any], bell: socket.socket) -> None:
-        poll = select.poll()
-        poll.register(conn.fileno(), select.POLLIN)
-        poll.register(bell.fileno(), select.POLLIN)
-        probe_at = time.monotonic() + PROBE_SECONDS
+    def _connect(self) -> LibraryConnection:
+        return self._surroundings.connect(self._dsn, application=self._application)
+
+    def _serve(self, conn: Connection[Any], bell: Bell) -> None:
+        monotonic = self._surroundings.monotonic
+        probe_at = monotonic() + PROBE_SECONDS
         while not self._stop.is_set():
             # Notifications that came together with the answer to LISTEN or to a probe are in memory already.
-            self._deliver(conn)
-            poll.poll(max(probe_at - time.monotonic(), 0) * 1000)
+            self._deliver(bell.heard(conn))
+            bell.wait(conn, probe_at - monotonic())
             if self._stop.is_set():
                 return
-            conn.pgconn.consume_input()
-            if time.monotonic() >= probe_at:
+            if monotonic() >= probe_at:
                 # A connection that a firewall has dropped looks idle for ever.
                 conn.execute("select 1")
-                probe_at = time.monotonic() + PROBE_SECONDS
+                probe_at = monotonic() + PROBE_SECONDS
 
-    def _deliver(self, conn: Connection[Any]) -> None:
+    def _deliver(self, heard: Iterable[tuple[str, str]]) -> None:
         """Wake whoever waits for what has come; a burst of equal notifications is one wake-up."""
         seen: set[tuple[str, str]] = set()
-        while notification := conn.pgconn.notifies():
-            channel, payload = notification.relname.decode(), notification.extra.decode("utf-8", "replace")
+        for channel, payload in heard:
             if channel in self._taps:
                 self._taps[channel](payload)
             else:

@@ -15,6 +15,7 @@ from queue_pg.errors import InvalidJob
 from queue_pg.models import Outcome
 from queue_pg.outcomes import of_error, of_return
 from queue_pg.payloads import UnreadableJson, decode_json
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.tasks import JobContext, set_current_job
 from queue_pg_workers.forks import ForkGuard
 from queue_pg_workers.kinds import Handler, RunIn
@@ -52,8 +53,9 @@ class Attempts:
         signals: Signals,
         on_outcome: Callable[[Held, Outcome | None], None],
         on_ended: Callable[[Held], None],
+        surroundings: Surroundings = REAL,
     ) -> None:
-        self._threads = HandlerThreads(name=f"{name}-handler")
+        self._threads = HandlerThreads(name=f"{name}-handler", surroundings=surroundings)
         self._processes = HandlerProcesses()
         self._signals = signals
         self._on_outcome = on_outcome

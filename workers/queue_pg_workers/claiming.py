@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 
 import psycopg
 
 from queue_pg import store
 from queue_pg.models import LeasedJob
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.tasks import HandlerLink
 from queue_pg_workers.attempt import Attempts
 from queue_pg_workers.config import WorkerConfig
@@ -58,10 +58,12 @@ class Claiming:
         signals: Signals,
         handler_link: HandlerLink,
         tally: Tally | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._config = config
         self._handler_link = handler_link
         self._tally = tally
+        self._surroundings = surroundings
         self._worker_id = worker_id
         self._handlers = handlers
         self._kinds = sorted(handlers)
@@ -74,7 +76,7 @@ class Claiming:
         self._listening = listening
         self._signals = signals
         self._deadlines = Deadlines(leases)
-        self._looking = Looking(poll_seconds=config.poll_seconds)
+        self._looking = Looking(poll_seconds=config.poll_seconds, jitter=surroundings.uniform)
         self._disarmed_at = 0.0
         # Jobs may be there; apart from `Slots.room`, because an empty queue stays empty when a slot gets free.
         self._hint = asyncio.Event()
@@ -105,7 +107,7 @@ class Claiming:
         return self._looking.has_disarmed and self._looking.fleet > 1
 
     async def run(self) -> None:
-        outage = Outage("claiming", log=log, signals=self._signals)
+        outage = Outage("claiming", log=log, signals=self._signals, surroundings=self._surroundings)
         while not self._stop.is_set():
             free = self._slots.free
             try:
@@ -128,7 +130,7 @@ class Claiming:
     async def _look(self, free: int) -> None:
         # Cleared before the look: what comes during it ends the wait after it.
         self._hint.clear()
-        asked_at = time.monotonic()
+        asked_at = self._surroundings.monotonic()
         wanted = min(free, self._at_once)
         arm = self._looking.arm(listening=self._listening())
         jobs = await self._link.run(
@@ -143,7 +145,7 @@ class Claiming:
             )
         )
         if self._tally is not None:
-            self._tally.claims.add(time.monotonic() - asked_at)
+            self._tally.claims.add(self._surroundings.monotonic() - asked_at)
             self._tally.claimed += len(jobs)
         self._looking.looked(len(jobs), room=wanted)
         if jobs:
@@ -156,7 +158,7 @@ class Claiming:
         room.clear()
         if self._hint.is_set():
             self._hint.clear()
-            now = time.monotonic()
+            now = self._surroundings.monotonic()
             if now - self._disarmed_at >= DISARM_SECONDS:
                 # At once or not at all: those who have free slots were notified too, and arm when they have looked.
                 self._disarmed_at = now
@@ -184,7 +186,7 @@ class Claiming:
         """Start what was claimed, for ever; apart from `run`, so that the next claim is under way meanwhile."""
         while True:
             batch = await self._claimed.get()
-            begun_at = time.monotonic()
+            begun_at = self._surroundings.monotonic()
             for held in batch:
                 held.times_out_at = begun_at + held.job.timeout_seconds
             if self._tally is not None:

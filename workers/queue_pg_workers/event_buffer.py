@@ -23,6 +23,7 @@ from queue_pg.errors import LeaseLost
 from queue_pg.handler_events import RunningJob
 from queue_pg.models import NewEvent
 from queue_pg.payloads import encode_json, sanitise_text
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg_workers.link import Link
 from queue_pg_workers.outage import Outage
 from queue_pg_workers.signals import Signals
@@ -66,11 +67,18 @@ class EventBuffer:
     `on_lost` is called on the loop with a lease that turned out to be lost; it tells whether the worker still held it.
     """
 
-    def __init__(self, link: Link, *, signals: Signals, on_lost: Callable[[Key], bool]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        signals: Signals,
+        on_lost: Callable[[Key], bool],
+        surroundings: Surroundings = REAL,
+    ) -> None:
         self._link = link
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._outage = Outage("storing events", log=log, signals=signals)
+        self._outage = Outage("storing events", log=log, signals=signals, surroundings=surroundings)
         # Handlers in threads add too.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)

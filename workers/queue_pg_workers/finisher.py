@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from uuid import UUID
@@ -14,6 +13,7 @@ import psycopg
 
 from queue_pg import store
 from queue_pg.models import Finished, Outcome
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg_workers.leases import Held, Leases
 from queue_pg_workers.link import Link
 from queue_pg_workers.outage import Outage
@@ -47,6 +47,7 @@ class Finisher:
         signals: Signals,
         on_room: Callable[[], None],
         tally: Tally | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._max_unflushed = max_unflushed
         self._link = link
@@ -54,7 +55,8 @@ class Finisher:
         self._signals = signals
         self._on_room = on_room
         self._tally = tally
-        self._outage = Outage("recording outcomes", log=log, signals=signals)
+        self._surroundings = surroundings
+        self._outage = Outage("recording outcomes", log=log, signals=signals, surroundings=surroundings)
         self._waiting: deque[Held] = deque()
         self._bytes = 0
         self._in_flight = 0
@@ -125,7 +127,7 @@ class Finisher:
         outcomes = [_outcome(held) for held in batch]
         for held in batch:
             held.sending = True
-        began = time.monotonic()
+        began = self._surroundings.monotonic()
         try:
             answers = await self._link.run(lambda conn: store.finish(conn, outcomes))
         except (psycopg.Error, OSError) as error:
@@ -133,7 +135,7 @@ class Finisher:
         else:
             self._in_flight = 0
             if self._tally is not None:
-                self._tally.finishes.add(time.monotonic() - began)
+                self._tally.finishes.add(self._surroundings.monotonic() - began)
             self._answered(batch, answers)
             self._outage.over()
         self._in_flight = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import psycopg
 
 from queue_pg import store_sync
-from queue_pg.connections import connect
-from queue_pg.patience import sever
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg_workers.leases import Held, Leases
 from queue_pg_workers.outage import Outage
 from queue_pg_workers.signals import Signals
@@ -58,6 +56,7 @@ class Heartbeat:
         register: Callable[[psycopg.Connection[Any]], None],
         lease_seconds: float | None,
         signals: Signals,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._dsn = dsn
         self._application = application
@@ -69,22 +68,23 @@ class Heartbeat:
         self._register = register
         self._lease_seconds = lease_seconds
         self._signals = signals
-        self._outage = Outage("heartbeat", log=log, signals=signals)
-        self._rung = threading.Event()
+        self._surroundings = surroundings
+        self._outage = Outage("heartbeat", log=log, signals=signals, surroundings=surroundings)
+        self._rung = surroundings.event()
         self._schedule = threading.Lock()
         self._next_beat = 0.0
         self._stopping = False
         self._beat_now = False
         self._check_now = False
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._thread = threading.Thread(target=self._run, name=f"{worker_id}-heartbeat", daemon=True)
+        self._thread = surroundings.thread(self._run, name=f"{worker_id}-heartbeat")
 
     def start(self) -> None:
         self._thread.start()
 
     def cover(self, lease_seconds: float) -> None:
         """Make sure that a lease just taken is extended in time, short as it may be."""
-        due = time.monotonic() + lease_seconds / 3
+        due = self._surroundings.monotonic() + lease_seconds / 3
         with self._schedule:
             sooner = due < self._next_beat
             self._next_beat = min(due, self._next_beat)
@@ -107,16 +107,16 @@ class Heartbeat:
         self._rung.set()
         self._thread.join(STOP_PATIENCE_SECONDS)
         if self._thread.is_alive() and (connection := self._connection) is not None:
-            sever(connection)
+            self._surroundings.sever(connection)
             self._thread.join()
 
     def _run(self) -> None:
-        now = next_check = time.monotonic()
+        now = next_check = self._surroundings.monotonic()
         while not self._stopping:
             self._rung.wait(max(0.0, min(self._next_beat, next_check) - now))
             # Cleared before the flags are read: what is rung from here on ends the next wait.
             self._rung.clear()
-            now = time.monotonic()
+            now = self._surroundings.monotonic()
             beat, self._beat_now = self._beat_now or now >= self._next_beat, False
             check, self._check_now = self._check_now or now >= next_check, False
             if self._stopping:
@@ -136,15 +136,15 @@ class Heartbeat:
             except (psycopg.Error, OSError) as error:
                 self._disconnect()
                 # Leases run on meanwhile; Leases.fence stops their handlers when they may have ended.
-                self._next_beat = next_check = time.monotonic() + self._outage.failed(error)
+                self._next_beat = next_check = self._surroundings.monotonic() + self._outage.failed(error)
             except Exception:
                 log.exception("the heartbeat met an error of its own")
-                self._next_beat = next_check = time.monotonic() + CHECK_SECONDS
-            now = time.monotonic()
+                self._next_beat = next_check = self._surroundings.monotonic() + CHECK_SECONDS
+            now = self._surroundings.monotonic()
         self._disconnect()
 
     def _beat(self, connection: psycopg.Connection[Any], held: list[Held]) -> None:
-        asked_at = time.monotonic()
+        asked_at = self._surroundings.monotonic()
         with self._watched(connection):
             if held:
                 ids, tokens = [one.job.id for one in held], [one.job.lease_token for one in held]
@@ -179,7 +179,7 @@ class Heartbeat:
 
     def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._dsn, application=self._application)
+            self._connection = self._surroundings.connect(self._dsn, application=self._application)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -188,15 +188,14 @@ class Heartbeat:
             connection.close()
 
     def _watched(self, connection: psycopg.Connection[Any]) -> _Watchdog:
-        return _Watchdog(connection)
+        return _Watchdog(connection, self._surroundings)
 
 
 class _Watchdog:
     """Cuts the connection if the block takes too long: a lease is lost by waiting for a dead server as by nothing."""
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self._timer = threading.Timer(STATEMENT_SECONDS, sever, (connection,))
-        self._timer.daemon = True
+    def __init__(self, connection: psycopg.Connection[Any], surroundings: Surroundings) -> None:
+        self._timer = surroundings.timer(STATEMENT_SECONDS, lambda: surroundings.sever(connection))
 
     def __enter__(self) -> None:
         self._timer.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Final
@@ -176,7 +175,7 @@ class Leases:
             if not gone and not held.lost:
                 held.interrupt(Interruption.LEASE_LOST)
 
-    async def fence(self, *, on_fenced: Callable[[Held], None], clock: Callable[[], float] = time.monotonic) -> None:
+    async def fence(self, *, on_fenced: Callable[[Held], None], clock: Callable[[], float]) -> None:
         """Interrupt, for ever, each handler whose lease may have passed to another worker.
 
         On the loop and not in the heartbeat thread, which may itself hang in a request to a dead database.

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from queue_pg.connections import connect_async, prepare_if_direct
-from queue_pg.patience import sever
+from queue_pg.connections import prepare_if_direct
+from queue_pg.surroundings import REAL, Surroundings
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -30,9 +30,10 @@ def primary_dsn(dsn: str) -> str:
 class Link:
     """Runs one statement at a time, connecting when there is no connection; any failure drops the connection."""
 
-    def __init__(self, dsn: str, *, application: str) -> None:
+    def __init__(self, dsn: str, *, application: str, surroundings: Surroundings = REAL) -> None:
         self._dsn = dsn
         self._application = application
+        self._surroundings = surroundings
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._deadline: float | None = None
@@ -51,7 +52,7 @@ class Link:
                 self._connection = connection
             loop = asyncio.get_running_loop()
             until = loop.time() + timeout_seconds
-            watchdog = loop.call_at(min(until, self._deadline or until), sever, connection)
+            watchdog = loop.call_at(min(until, self._deadline or until), self._surroundings.sever, connection)
             done = False
             try:
                 result = await statement(connection)
@@ -80,19 +81,19 @@ class Link:
     def cut(self) -> None:
         """Cut off the statement that runs now, if one does."""
         if self._lock.locked() and self._connection is not None:
-            sever(self._connection)
+            self._surroundings.sever(self._connection)
 
     def hurry(self, seconds: float) -> None:
         """From now on, spend no more than this many seconds in all; for a worker that has been asked to end."""
         self._deadline = asyncio.get_running_loop().time() + seconds
         if self._connection is not None:
-            asyncio.get_running_loop().call_at(self._deadline, sever, self._connection)
+            asyncio.get_running_loop().call_at(self._deadline, self._surroundings.sever, self._connection)
 
     async def close(self) -> None:
         await self._drop()
 
     async def _connect(self) -> Connection:
-        connection = await connect_async(self._dsn, application=self._application)
+        connection = await self._surroundings.connect_async(self._dsn, application=self._application)
         connection.answer_seconds = STATEMENT_SECONDS
         try:
             await prepare_if_direct(connection)
@@ -107,7 +108,7 @@ class Link:
 
     def _cut(self, connection: Connection, statement: int) -> None:
         if self._connection is connection and self._statements == statement:
-            sever(connection)
+            self._surroundings.sever(connection)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import random
 
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg_workers.signals import Signals
 
 FIRST_DELAY_SECONDS = 0.1
@@ -14,10 +14,11 @@ MAX_DELAY_SECONDS = 5.0
 class Outage:
     """Counts failures in a row. Logs the first one and the recovery, not each retry."""
 
-    def __init__(self, what: str, *, log: logging.Logger, signals: Signals) -> None:
+    def __init__(self, what: str, *, log: logging.Logger, signals: Signals, surroundings: Surroundings = REAL) -> None:
         self._what = what
         self._log = log
         self._signals = signals
+        self._surroundings = surroundings
         self._failures = 0
 
     @property
@@ -33,7 +34,7 @@ class Outage:
         self._failures += 1
         self._signals.emit("database_error", self._what)
         longest = min(FIRST_DELAY_SECONDS * 2 ** min(self._failures, 10), MAX_DELAY_SECONDS)
-        return random.uniform(longest / 2, longest)
+        return self._surroundings.uniform(longest / 2, longest)
 
     def over(self) -> None:
         if self._failures:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
+
+from queue_pg.surroundings import REAL, Inbox, Surroundings
 
 
 class HandlerThreads:
@@ -16,9 +17,10 @@ class HandlerThreads:
     runs more handlers than it has slots, which bounds them.
     """
 
-    def __init__(self, *, name: str) -> None:
+    def __init__(self, *, name: str, surroundings: Surroundings = REAL) -> None:
         self._name = name
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._surroundings = surroundings
+        self._work: Inbox[tuple[Future[Any], Callable[[], Any]] | None] = surroundings.inbox()
         self._lock = threading.Lock()
         self._free = 0
         self._threads = 0
@@ -31,7 +33,7 @@ class HandlerThreads:
                 self._free -= 1
             else:
                 self._threads += 1
-                threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
+                self._surroundings.thread(self._run, name=f"{self._name}-{self._threads}").start()
         self._work.put((future, fn))
         return future
 

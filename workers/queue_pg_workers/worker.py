@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
@@ -15,13 +14,13 @@ from uuid import UUID
 import psycopg
 
 from queue_pg import schedule_store_sync, store, store_sync
-from queue_pg.connections import connect
 from queue_pg.errors import ConfigError, InvalidJob
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.models import Outcome
 from queue_pg.schema import check, package_version
 from queue_pg.sqlstates import translate_error
 from queue_pg.submission import encode_kinds
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.wakeup import CANCEL, DUE, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
 from queue_pg_workers.claiming import LAST_CLAIM_SECONDS, Claiming, wait
@@ -52,25 +51,37 @@ class Worker:
     """One worker process's work. `await run()` once; `stop()` it."""
 
     def __init__(
-        self, config: WorkerConfig, handlers: Mapping[str, Handler], *, signals: Signals | None = None
+        self,
+        config: WorkerConfig,
+        handlers: Mapping[str, Handler],
+        *,
+        signals: Signals | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self.config = config
         self.id = config.identity()
         self.signals = signals or Signals()
         self.leases = Leases()
+        self._surroundings = surroundings
         self._handlers = traced_handlers(handlers)
         self.tally = None if config.metrics_port is None else Tally()
         if self.tally is not None:
             self.signals.tap("database_error", self.tally.failed)
         self._dsn = primary_dsn(config.dsn)
         self._application = f"queue-pg worker {self.id}"[:63]
-        self._claiming = Link(self._dsn, application=self._application)
-        self._finishing = Link(self._dsn, application=self._application)
-        self._for_handlers = Link(self._dsn, application=self._application)
-        self._events = EventBuffer(self._for_handlers, signals=self.signals, on_lost=self._has_lost)
+        self._claiming = Link(self._dsn, application=self._application, surroundings=surroundings)
+        self._finishing = Link(self._dsn, application=self._application, surroundings=surroundings)
+        self._for_handlers = Link(self._dsn, application=self._application, surroundings=surroundings)
+        self._events = EventBuffer(
+            self._for_handlers, signals=self.signals, on_lost=self._has_lost, surroundings=surroundings
+        )
         self._slots = Slots(config.concurrency)
         self._attempts = Attempts(
-            name=self.id, signals=self.signals, on_outcome=self._has_outcome, on_ended=self._has_ended
+            name=self.id,
+            signals=self.signals,
+            on_outcome=self._has_outcome,
+            on_ended=self._has_ended,
+            surroundings=surroundings,
         )
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -83,14 +94,16 @@ class Worker:
             signals=self.signals,
             on_room=self._slots.room.set,
             tally=self.tally,
+            surroundings=surroundings,
         )
         # Daemon threads, unlike those of asyncio.to_thread: a connect that hangs must not delay the end.
-        self._threads = HandlerThreads(name=f"{self.id}-housekeeping")
+        self._threads = HandlerThreads(name=f"{self.id}-housekeeping", surroundings=surroundings)
         self.wakeups = Wakeups(
             primary_dsn(config.listen_dsn or config.dsn),
             (WAKE, CANCEL, DUE),
             enabled=config.notify,
             application=self._application,
+            surroundings=surroundings,
         )
         self._heartbeat = Heartbeat(
             self._dsn,
@@ -103,6 +116,7 @@ class Worker:
             register=self._register,
             lease_seconds=config.lease_seconds,
             signals=self.signals,
+            surroundings=surroundings,
         )
         self._claims = Claiming(
             config,
@@ -118,6 +132,7 @@ class Worker:
             signals=self.signals,
             handler_link=WorkerHandlerLink(self._for_handlers, self._events),
             tally=self.tally,
+            surroundings=surroundings,
         )
 
     def stop(self, *, now: bool = False) -> None:
@@ -157,7 +172,9 @@ class Worker:
         ]
         subscriptions.append(self.wakeups.subscribe(CANCEL, self.id, callback=self._heartbeat.check_soon))
         maintenance_stop = asyncio.Event()
-        maintenance = MaintenanceLoop(self._dsn, self.wakeups, defaults=self.config.defaults)
+        maintenance = MaintenanceLoop(
+            self._dsn, self.wakeups, defaults=self.config.defaults, surroundings=self._surroundings
+        )
         self.wakeups.start()
         self._heartbeat.start()
         log.info("worker %s serves %s with %d slots", self.id, ", ".join(self.config.queues), self.config.concurrency)
@@ -174,7 +191,9 @@ class Worker:
             claiming,
             asyncio.create_task(self._claims.start(), name="starting"),
             storing,
-            asyncio.create_task(self.leases.fence(on_fenced=_log_fenced), name="fence"),
+            asyncio.create_task(
+                self.leases.fence(on_fenced=_log_fenced, clock=self._surroundings.monotonic), name="fence"
+            ),
         ]
         try:
             await self._until_stopped(background)
@@ -225,7 +244,7 @@ class Worker:
 
     async def _start(self) -> bool:
         """Wait for the database, check its schema and register; return False when stopped before that."""
-        outage = Outage("start-up", log=log, signals=self.signals)
+        outage = Outage("start-up", log=log, signals=self.signals, surroundings=self._surroundings)
         while not self._stop.is_set():
             try:
                 await self._unless_stopped(self._check_and_register)
@@ -246,7 +265,7 @@ class Worker:
             blocking.result()
 
     def _check_and_register(self) -> None:
-        with connect(self._dsn, application=self._application) as connection:
+        with self._surroundings.connect(self._dsn, application=self._application) as connection:
             check(connection)
             store_sync.register_kinds(connection, encode_kinds([handler.spec for handler in self._handlers.values()]))
             self._register_schedules(connection)
@@ -326,7 +345,7 @@ class Worker:
         """Release all jobs by a connection of its own, for when the loop is blocked and the process must end."""
         held = self.leases.all()
         try:
-            with connect(self._dsn, application=self._application) as connection:
+            with self._surroundings.connect(self._dsn, application=self._application) as connection:
                 store_sync.finish(connection, [released(one.job) for one in held])
                 store_sync.forget_worker(connection, self.id)
         except (psycopg.Error, OSError) as error:
@@ -337,9 +356,9 @@ class Worker:
 
         What a claim brings to a worker that has ended would be nobody's until its leases run out.
         """
-        deadline = time.monotonic() + grace_seconds
+        deadline = self._surroundings.monotonic() + grace_seconds
         while not self._stop_now.is_set():
-            left = deadline - time.monotonic()
+            left = deadline - self._surroundings.monotonic()
             if left <= 0:
                 return
             self._slots.room.clear()

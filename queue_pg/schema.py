@@ -88,6 +88,7 @@ class Plan:
         return not self.pending and not self.diverged
 
 
+@cache
 def package_version() -> str:
     """The version of the installed distribution; `0` in a checkout that is not installed."""
     try:

@@ -54,9 +54,9 @@ class Application:
                 return "stepped", {"n": n}
             case 3:
                 return "maker", {"n": n}
-            case 4:
-                return "work", {"n": n, "seconds": lease * self._chance.uniform(1.0, 2.5)}
-            case 5:
+            case 4 | 5:
+                return "work", {"n": n, "seconds": lease * self._chance.uniform(0.5, 2.5)}
+            case 6:
                 return "block", {"n": n, "seconds": lease * self._chance.uniform(0.1, 2.0)}
             case _:
                 return "work", {"n": n, "seconds": self._chance.choice((0.0, 0.01, 0.3))}

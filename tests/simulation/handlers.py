@@ -102,6 +102,8 @@ def make_handlers(ledgers: Ledgers, process: Process, surroundings: Simulated) -
     @tasks.task
     async def work(n: int, seconds: float = 0.0) -> dict[str, Any]:
         with running(n):
+            if n % 3 == 0:
+                await current_job().log(f"said with {current_job().lease_token}")
             await asyncio.sleep(seconds)
         return {"token": current_job().lease_token}
 

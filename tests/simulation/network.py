@@ -27,6 +27,8 @@ GIVE_UP_SECONDS: Final = 25.0
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 # Outside a transaction psycopg sends nothing for these.
 NOTHING_TO_SEND: Final = ("_commit_gen", "_rollback_gen")
+# Most statements by far, and they notify nobody. Should one do so, it is heard of after the next.
+QUIET: Final = ("worker_heartbeat", "heartbeat", "held", "claim_for_worker", "dead_rows", "backend_pid")
 _NAME: Final = re.compile(rb"/\* queue_pg:(\w+) \*/")
 
 
@@ -321,7 +323,8 @@ class Line:
         except psycopg.errors.LockNotAvailable as error:
             raise AssertionError(f"{self.process.name} {name}: a lock is held across statements") from error
         finally:
-            network.collect()
+            if name not in QUIET:
+                network.collect()
 
     def send(self, generator: Any, done: Callable[[Any, BaseException | None], object]) -> Sent | None:
         """Send a statement; `done` is called with its result or error. None: it is done already."""

@@ -88,7 +88,7 @@ class Simulation:
         self.ledgers = Ledgers()
         chance = self.chance
         # Some runs are mostly quiet, some are a storm.
-        odds = chance.choice((0, 300, 100, 40))
+        odds = chance.choice((0, 200, 60, 20))
         self.weather = Weather(
             slow=chance.choice((0, 50, 10)),
             **{
@@ -98,7 +98,7 @@ class Simulation:
             silent=odds and round(odds * chance.uniform(3, 12)),
         )
         self.network = Network(self.scheduler, database.backends, self.weather)
-        self.lease_seconds = chance.choice((1.0, 2.0, 5.0))
+        self.lease_seconds = chance.choice((1.5, 3.0, 6.0))
         self.concurrency = chance.randint(1, 5)
         self.notify = chance.random() < 0.8
         self.nodes = [_Node(f"w{index}") for index in range(chance.randint(1, 4))]
@@ -106,13 +106,13 @@ class Simulation:
         self.fellows: list[_Fellow] = []
         self.dead_at_ns: dict[int, int] = {}
         self.apps = 0
-        self.peace_at = self.scheduler.now + chance.uniform(5.0, 25.0)
+        self.peace_at = self.scheduler.now + chance.uniform(5.0, 20.0)
         self.violations: list[Violation] = []
         # The applications that are not done yet.
         self.busy: set[str] = set()
         self.probes: list[Probe] = []
         # Between two harms.
-        self.pause_seconds = chance.choice((1.0, 3.0, 8.0, 1e9))
+        self.pause_seconds = chance.choice((0.7, 2.0, 5.0, 1e9))
 
     # --- processes ----------------------------------------------------------------------------------------------------
 

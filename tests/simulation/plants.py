@@ -24,6 +24,8 @@ class Plant:
     after: str
     module: str = ""
     function: str = ""
+    # One of the first seeds finds it.
+    quick: bool = False
 
 
 PLANTS: Final = (

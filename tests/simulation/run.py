@@ -53,6 +53,10 @@ class Outcome:
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
 
 
+class _NeverError(Exception):
+    """What had to happen has not."""
+
+
 @dataclass(slots=True)
 class _Fellow:
     """A worker process."""
@@ -279,13 +283,11 @@ class Simulation:
         self._await("all applications are done", HEAL_SECONDS, lambda: not self.busy)
         self._await("every job has ended", HEAL_SECONDS, lambda: not self.busy and self.database.live() == 0)
         self._await("all workers are well", HEAL_SECONDS, lambda: not self._unwell())
-        for text in self._unwell():
-            self._violate(text)
         self._probe()
         self._end()
 
     def _unwell(self) -> list[str]:
-        """Return what is amiss: every worker works, is heard of, and hears."""
+        """Return what is amiss: every worker works, is heard of, hears, and has all its slots free."""
         beats = dict(self.database.run("select id, extract(epoch from heartbeat_at)::float8 from queue_pg.workers"))
         long_ago = EPOCH_SECONDS + self.scheduler.now - 2 * MAX_INTERVAL_SECONDS
         amiss: list[str] = []
@@ -297,6 +299,8 @@ class Simulation:
                 amiss.append(f"{worker.id} was last heard of at {beats.get(worker.id)}")
             elif self.notify and not worker.wakeups.listening:
                 amiss.append(f"{worker.id} does not listen")
+            elif worker.stuck:
+                amiss.append(f"{worker.id} has {worker.stuck} slots taken, and nothing to do")
         return amiss
 
     def _probe(self) -> None:
@@ -333,8 +337,7 @@ class Simulation:
         deadline = scheduler.now + seconds
         while not condition():
             if scheduler.now >= deadline:
-                self.violations.append(Violation("L1", "-", f"{what}: not within {seconds:g} s"))
-                return
+                raise _NeverError(f"{what}: not within {seconds:g} s{''.join(f', {text}' for text in self._unwell())}")
             look_at = scheduler.now + 0.5
             scheduler.call_at(look_at, lambda: None)
             scheduler.run(until=partial(self._is_over, look_at))
@@ -371,6 +374,8 @@ def simulate(database: Database, seed: int) -> Outcome:
     try:
         try:
             simulation.run()
+        except _NeverError as error:
+            simulation.violations.append(Violation("L1", "-", str(error)))
         except Stuck as error:
             simulation.violations.append(Violation("L1", "-", f"everybody waits for ever: {error}"))
         return _account(simulation)

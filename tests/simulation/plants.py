@@ -34,6 +34,7 @@ PLANTS: Final = (
         "            self._put_back(batch)\n            await",
         "            await",
         module="queue_pg_workers.finisher",
+        quick=True,
     ),
     Plant(
         "a heartbeat that dies without a word",
@@ -46,6 +47,7 @@ PLANTS: Final = (
         "            self._stop.wait(pause * self._surroundings.uniform(0.5, 1.0))\n",
         "            return\n",
         module="queue_pg.wakeup",
+        quick=True,
     ),
     Plant(
         "handlers that go on past their lease",
@@ -58,6 +60,7 @@ PLANTS: Final = (
         "wanted = min(free, self._at_once)",
         "wanted = free + 2",
         module="queue_pg_workers.claiming",
+        quick=True,
     ),
     Plant(
         "slots of lost leases that nobody gives back",
@@ -70,12 +73,14 @@ PLANTS: Final = (
         "                    await self._drop_connection()\n                    # Hints",
         "                    return\n                    # Hints",
         module="queue_pg.maintenance",
+        quick=True,
     ),
     Plant(
         "events that are stored again when their answer is lost",
         "                unknown = True\n",
         "                unknown = False\n",
         module="queue_pg_workers.event_buffer",
+        quick=True,
     ),
     Plant(
         "a trust in leases that begins with the answer",
@@ -95,6 +100,7 @@ PLANTS: Final = (
         "where j.state = 'running' and j.lease_expires_at < v_now and j.lease_expires_at > v_floor",
         "where j.state = 'running' and j.lease_expires_at > v_floor",
         function="reap",
+        quick=True,
     ),
 )
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(dsn: str, *arguments: str) -> tuple[dict[str, Any], str]:
     command = [sys.executable, "-m", "tests.simulation", "--json", "--dsn", dsn, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode in (0, 1), done.stderr[-3_000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stdout
 

@@ -83,13 +83,6 @@ PLANTS: Final = (
         quick=True,
     ),
     Plant(
-        "a trust in leases that begins with the answer",
-        "renewed = store_sync.heartbeat(connection, ids, tokens, lease_seconds=self._lease_seconds)\n",
-        "renewed = store_sync.heartbeat(connection, ids, tokens, lease_seconds=self._lease_seconds)\n"
-        "                asked_at = self._surroundings.monotonic()\n",
-        module="queue_pg_workers.heartbeat",
-    ),
-    Plant(
         "a completion by anybody",
         "(retire.lease_tokens is null or (j.lease_expires_at is not null and j.lease_token = e.lease_token))",
         "true",

@@ -390,7 +390,9 @@ def simulate(database: Database, seed: int) -> Outcome:
 
 def _account(simulation: Simulation) -> Outcome:
     ledgers, database = simulation.ledgers, simulation.database
-    evidence = Evidence(list(ledgers.submissions.values()), ledgers.runs, database.edges(), database.stored())
+    # A handler that was stopped counts against no limit any more, however long its process lives on.
+    runs = [replace(run, end_ns=run.end_ns or ledgers.stopped.get(index)) for index, run in enumerate(ledgers.runs)]
+    evidence = Evidence(list(ledgers.submissions.values()), runs, database.edges(), database.stored())
     expectation = Expectation(caps={LIMIT: (ledgers.limited, MOST)}, dead_at_ns=simulation.dead_at_ns)
     account = check(evidence, expectation)
     parts = replace(database.parts(), families=ledgers.families, steps=ledgers.steps, members=ledgers.members)

@@ -181,6 +181,11 @@ def test_env_file_is_read(dsn: str, tmp_path: Path) -> None:
     try:
         assert serving.stderr is not None
         assert serving.stderr.readline().startswith(f"API on http://127.0.0.1:{port}")
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            # Whoever maintains stores what is for the whole instance, a moment after the process is there.
+            known = "select retention = '120 s' from queue_pg.settings"
+            while connection.execute(known).fetchone() != (True,):
+                assert serving.poll() is None
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as api:
             assert api.post("/get_job").status_code == 204
             api.post("/submit_job", json={"messages": MESSAGES})

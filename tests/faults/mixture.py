@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -36,7 +37,7 @@ class Mixer(Producer):
         self._parts = LineFile(folder / f"parts-{os.getpid()}-{id(self)}.jsonl", durable=True)
 
     def _produce(self) -> None:
-        with self.queue_class(self._dsn, notify=False) as queue:
+        with closing(self._open_queue()) as queue:
             try:
                 while not self._halt.is_set():
                     for form in (self._alone, self._family, self._limited, self._batch):

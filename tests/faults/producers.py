@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,8 +73,21 @@ class Producer(threading.Thread):
                 self._connection.close()
 
     def _produce(self) -> None:
-        with self.queue_class(self._dsn, notify=False) as queue:
+        with closing(self._open_queue()) as queue:
             self._repeat(lambda number: self._until_acked(queue, number) if self._keyed else self._once(number))
+
+    def _open_queue(self) -> SyncQueue:
+        """Connect as often as it takes; once stopped, whoever asks for anything finds out."""
+        queue = self.queue_class(self._dsn, notify=False)
+        while not self._halt.is_set():
+            try:
+                queue.open(check=True)
+            except DatabaseUnavailable:
+                self.trouble += 1
+                self._halt.wait(PAUSE_SECONDS)
+            else:
+                break
+        return queue
 
     def _repeat(self, submit: Callable[[int], None]) -> None:
         begin, made = time.monotonic(), 0

@@ -11,6 +11,7 @@ from typing import Final
 
 from benchmarks.results import ROOT, describe_machine
 from tests.faults.arena import Verdict
+from tests.faults.plan import FAULTS
 
 RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = ROOT / "docs" / "reliability.md"
@@ -57,7 +58,8 @@ def load(path: Path = RESULTS) -> tuple[Mapping[str, str], list[Verdict]]:
 def gather(folder: Path, seed: int) -> list[Verdict]:
     """Return the verdicts of the full runs with this seed, in the order of the plan."""
     found = [Verdict(**json.loads(path.read_text())) for path in folder.glob(f"F*-{seed}/verdict.json")]
-    return sorted(found, key=lambda verdict: int(verdict.fault.removeprefix("F")))
+    order = [fault.name for fault in FAULTS]
+    return sorted(found, key=lambda verdict: order.index(verdict.fault))
 
 
 def write(verdicts: Sequence[Verdict], results: Path = RESULTS, page: Path = PAGE) -> None:

@@ -49,48 +49,33 @@ def no_packet_filter() -> str | None:
 @contextmanager
 def dropping(port: int) -> Generator[None]:
     """Drop every packet to and from this port of the loopback while the block lasts, and tell nobody."""
-    rules = [["INPUT", "-i", "lo", "-p", "tcp", side, str(port), "-j", "DROP"] for side in ("--dport", "--sport")]
-    made: list[list[str]] = []
-    try:
-        for rule in rules:
-            subprocess.run(["iptables", "-w", "-I", *rule], check=True, capture_output=True)
-            made.append(rule)
+    with _in_force([["--dport", str(port)], ["--sport", str(port)]]):
         yield
-    finally:
-        for rule in made:
-            subprocess.run(["iptables", "-w", "-D", *rule], check=True, capture_output=True)
 
 
 @contextmanager
 def losing(ports: Sequence[int], *, one_in: int = 1) -> Generator[None]:
     """Drop the packets of these ports of the loopback, all or one in so many, while the block lasts."""
     chance = [] if one_in == 1 else ["-m", "statistic", "--mode", "random", "--probability", f"{1 / one_in:.4f}"]
-    rules = [
-        [
-            "INPUT",
-            "-i",
-            "lo",
-            "-p",
-            "tcp",
-            "-m",
-            "multiport",
-            "--ports",
-            ",".join(map(str, some)),
-            *chance,
-            "-j",
-            "DROP",
-        ]
-        for some in _batched(ports, MOST_PORTS)
-    ]
+    with _in_force(
+        [["-m", "multiport", "--ports", ",".join(map(str, some)), *chance] for some in _batched(ports, MOST_PORTS)]
+    ):
+        yield
+
+
+@contextmanager
+def _in_force(rules: Sequence[Sequence[str]]) -> Generator[None]:
+    """Drop the packets of TCP on the loopback that one of these rules matches."""
     made: list[list[str]] = []
     try:
         for rule in rules:
-            subprocess.run(["iptables", "-w", "-I", *rule], check=True, capture_output=True)
-            made.append(rule)
+            whole = ["INPUT", "-i", "lo", "-p", "tcp", *rule, "-j", "DROP"]
+            subprocess.run(["iptables", "-w", "-I", *whole], check=True, capture_output=True)
+            made.append(whole)
         yield
     finally:
-        for rule in made:
-            subprocess.run(["iptables", "-w", "-D", *rule], check=True, capture_output=True)
+        for whole in made:
+            subprocess.run(["iptables", "-w", "-D", *whole], check=True, capture_output=True)
 
 
 def _batched(ports: Sequence[int], most: int) -> list[Sequence[int]]:

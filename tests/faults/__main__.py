@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -30,6 +31,8 @@ def main() -> int:
     names = {fault.name for fault in FAULTS}
     if unknown := set(arguments.names) - names:
         parser.error(f"there are no faults {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
+    # As Ctrl-C does: whatever runs is ended, and what was mounted is taken away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     logging.disable()  # applications that tell of an outage are not the news here
     failed, begin = False, time.monotonic()
     for fault in FAULTS:

@@ -25,8 +25,8 @@ listen_port = {listen}
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 6
-ignore_startup_parameters = extra_float_digits
+default_pool_size = {connections}
+{extra}
 """
 
 
@@ -39,8 +39,10 @@ def pooler_version() -> str:
 
 
 @contextmanager
-def pooled(dsn: str) -> Generator[str]:
-    """Give the DSN of the same database through a pooler that runs while the block lasts."""
+def pooled(
+    dsn: str, *, connections: int = 6, extra: str = "ignore_startup_parameters = extra_float_digits"
+) -> Generator[str]:
+    """Give the DSN of the same database through a pooler, of so many server connections, while the block lasts."""
     server = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,7 +50,11 @@ def pooled(dsn: str) -> Generator[str]:
     with tempfile.TemporaryDirectory(prefix="queue-pg-bouncer-") as folder:
         Path(folder).chmod(0o755)  # as root, the pooler's account has to read it
         configuration = Path(folder, "pgbouncer.ini")
-        configuration.write_text(CONFIGURATION.format(**{"password": "", **server, "listen": listen}))
+        configuration.write_text(
+            CONFIGURATION.format(
+                **{"password": "", **server, "listen": listen, "connections": connections, "extra": extra}
+            )
+        )
         as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
         process = subprocess.Popen([str(PROGRAM), "-q", *as_nobody, str(configuration)], stderr=subprocess.DEVNULL)
         through = f"postgresql://{server['user']}@127.0.0.1:{listen}/{server['dbname']}"

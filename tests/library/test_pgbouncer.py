@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,51 +12,16 @@ from queue_pg import NewJob, Queue, SyncQueue, store
 from queue_pg.connections import connect_async, prepare_if_direct
 from queue_pg.maintenance import MaintenanceLoop
 from queue_pg.pool import AsyncPool
+from tests.faults.pooler import PROGRAM, pooled
 
-PROGRAM = os.environ.get("QUEUE_PG_TEST_PGBOUNCER") or shutil.which("pgbouncer")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer here")
-
-CONFIGURATION = """
-[databases]
-* = host={host} port={port} user={user} password={password}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 2
-{extra}
-"""
 
 
 @pytest.fixture(params=["", "ignore_startup_parameters = options"], ids=["options refused", "options ignored"])
 def bouncer(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The DSN of the test's database behind a pooler of two server connections."""
-    server = {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(dsn).items()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        listen = free.getsockname()[1]
-    settings = {"password": "", **server, "listen": listen, "extra": request.param}
-    folder = Path(tempfile.mkdtemp(prefix="queue-pg-bouncer-"))
-    folder.chmod(0o755)  # as root, the pooler's account has to read it
-    configuration = folder / "pgbouncer.ini"
-    configuration.write_text(CONFIGURATION.format(**settings))
-    as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([str(PROGRAM), "-q", *as_nobody, str(configuration)], stderr=subprocess.DEVNULL)
-    dsn = f"postgresql://{server['user']}@127.0.0.1:{listen}/{server['dbname']}"
-    try:
-        while process.poll() is None:
-            try:
-                psycopg.connect(dsn, connect_timeout=2).close()
-                break
-            except psycopg.OperationalError:
-                pass
-        yield dsn
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder)
+    with pooled(dsn, connections=2, extra=request.param) as through:
+        yield through
 
 
 async def test_everything_works(bouncer: str) -> None:

@@ -56,7 +56,7 @@ def load(
                 ("accepted", f"{report.accepted:,} of {report.sent:,}, {report.rate:.1f} a second"),
                 ("errors", ", ".join(f"{count} x {what}" for what, count in sorted(report.errors.items())) or "none"),
                 *((name, _shown(found)) for name, found in latencies.items()),
-                ("ends", ", ".join(f"{count} {state}" for state, count in sorted(report.ends.items()))),
+                ("ends", ", ".join(f"{count} {state}" for state, count in sorted(report.ends.items())) or "none"),
             ]
         )
     if report.errors or set(report.ends) - {"completed"}:
@@ -64,4 +64,4 @@ def load(
 
 
 def _shown(found: dict[str, float]) -> str:
-    return ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in found.items())
+    return ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in found.items()) or "none"

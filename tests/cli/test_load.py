@@ -190,6 +190,11 @@ def test_it_ends_with_1_when_something_went_wrong(bare_cli: Any, service: Servic
     service.state = "queued"
     unfinished = bare_cli(*words)
     assert (unfinished.code, "10 queued" in unfinished.out) == (1, True)
+    nobody = bare_cli(*words[:-1], "http://127.0.0.1:1")
+    assert nobody.code == 1
+    assert [line.split(maxsplit=1) for line in nobody.out.splitlines() if line.endswith("none")] == [
+        ["submit", "none"], ["waited", "none"], ["done", "none"], ["ends", "none"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

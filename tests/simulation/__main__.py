@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from tests.simulation.plants import Plant, find_plant, plant
 def main() -> int:
     """Run seeds one after the other; return 1 when a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", default=_new_seeds(), help="such as 7 or 1-1000")
+    parser.add_argument("--seeds", type=_seeds, default=_new_seeds(), help="such as 7 or 1-1000")
     parser.add_argument("--processes", type=int, help="that share the seeds; as many as there are processors")
     parser.add_argument("--dsn", help="an empty database of its own; without, a server is started")
     parser.add_argument("--plant", type=find_plant, help="a bug of plants.py, to see whether it is found")
@@ -57,8 +58,14 @@ def _new_seeds() -> str:
     """Return SIM_SEED, or as many as SIM_SEEDS says that nobody has run."""
     if seed := os.environ.get("SIM_SEED"):
         return seed
-    first = int(time.time())
-    return f"{first}-{first + int(os.environ.get('SIM_SEEDS', '2000')) - 1}"
+    first, count = int(time.time()), os.environ.get("SIM_SEEDS", "2000")
+    return f"{first}-{first + int(count) - 1}" if count.isdecimal() else count
+
+
+def _seeds(text: str) -> str:
+    if not re.fullmatch(r"\d+(-\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a seed, such as 7, nor several, such as 1-1000")
+    return text
 
 
 def _run(seeds: Sequence[int], arguments: Any) -> dict[str, Any]:

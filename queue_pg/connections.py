@@ -23,12 +23,13 @@ from queue_pg.statements import statement
 
 T = TypeVar("T")
 
+# Three keepalives within the time after which the kernel gives up: for one that is lost no connection is.
 KEEPALIVES: Final[dict[str, str | int]] = {
     "keepalives": 1,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
+    "keepalives_idle": 6,
+    "keepalives_interval": 3,
     "keepalives_count": 3,
-    "tcp_user_timeout": 25_000,
+    "tcp_user_timeout": 15_000,
 }
 # Who may create operators and functions in a schema on the path would have us run them, with all that we may.
 SAFE_PATH: Final = "-c search_path=pg_catalog,pg_temp"

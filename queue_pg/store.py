@@ -378,6 +378,12 @@ async def held(conn: AsyncConnection[Any], ids: Sequence[UUID | str], lease_toke
     return {row["id"] for row in found}
 
 
+async def leases_of(conn: AsyncConnection[Any], worker_id: str) -> list[tuple[UUID, int, float]]:
+    """Return id and token of each lease that a worker has, and for how many seconds it has had it; reads only."""
+    found = await _all(conn, "leases_of", {"worker_id": worker_id})
+    return [(row["id"], row["lease_token"], row["age"]) for row in found]
+
+
 async def finish(conn: AsyncConnection[Any], outcomes: Sequence[Outcome]) -> list[Finished]:
     """Record how attempts ended, in one statement.
 

@@ -381,6 +381,12 @@ def held(conn: Connection[Any], ids: Sequence[UUID | str], lease_tokens: Sequenc
     return {row["id"] for row in found}
 
 
+def leases_of(conn: Connection[Any], worker_id: str) -> list[tuple[UUID, int, float]]:
+    """Return id and token of each lease that a worker has, and for how many seconds it has had it; reads only."""
+    found = _all(conn, "leases_of", {"worker_id": worker_id})
+    return [(row["id"], row["lease_token"], row["age"]) for row in found]
+
+
 def finish(conn: Connection[Any], outcomes: Sequence[Outcome]) -> list[Finished]:
     """Record how attempts ended, in one statement.
 

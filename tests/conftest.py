@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -33,6 +34,10 @@ from queue_pg.settings import Settings, variables
 
 if TYPE_CHECKING:
     from queue_pg.testing import Clock
+
+# Shells ignore it for what they start in the background, and all processes of a test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHOICE = os.environ.get("QUEUE_PG_TEST_POSTGRES", "embedded").strip() or "embedded"
 CONTAINERS = "testcontainers:"

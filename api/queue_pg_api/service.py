@@ -15,7 +15,7 @@ from queue_pg.connections import make_async_pool
 from queue_pg.errors import ConfigError, DatabaseUnavailable, QueuePgError
 from queue_pg.gathering import Gathering
 from queue_pg.maintenance import MaintenanceLoop
-from queue_pg.models import ClaimedJob, Outcome
+from queue_pg.models import ClaimedJob, InstanceDefaults, Outcome
 from queue_pg.payloads import UnreadableJson, decode_json, error_object
 from queue_pg.settings import Settings
 from queue_pg.submission import JobChecker
@@ -86,6 +86,7 @@ class Service:
         self.http_metrics = HttpMetrics()
         self.database_metrics = DatabaseMetrics(self.queue)
         self._probe: asyncio.Task[bool] | None = None
+        self._storing: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._maintaining: asyncio.Task[None] | None = None
         self._schema_fault: QueuePgError | None = None
@@ -96,6 +97,11 @@ class Service:
             # Not waited for: the service starts while the database is away.
             await self._pool.open(wait=False)
             await self.queue.open()
+        # What the settings say is to hold for the first job already. A database that is away does not hold up the
+        # start: maintenance stores them when it is back.
+        if self.settings.instance_defaults != InstanceDefaults():
+            self._storing = asyncio.create_task(self._store_defaults())
+            await asyncio.wait([self._storing], timeout=PROBE_TIMEOUT_SECONDS)
         self.observing.start()
         self._wakeups.start()
         self._waking = asyncio.create_task(self._for_ever("wake-up", self._pass_on_wakes))
@@ -125,9 +131,11 @@ class Service:
             await asyncio.wait([self._probe])
         # Maintenance ends by itself: cancelled while it connects, it would leave a half-open connection behind, and
         # for the server that is a client which still has to log in.
-        await asyncio.wait([self._maintaining], timeout=STOP_SECONDS)
-        self._maintaining.cancel()
-        await asyncio.gather(self._waking, self._maintaining, return_exceptions=True)
+        ending = [task for task in (self._maintaining, self._storing) if task is not None]
+        await asyncio.wait(ending, timeout=STOP_SECONDS)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(self._waking, *ending, return_exceptions=True)
 
     def stop(self) -> None:
         """End every wait; called as soon as the process is asked to stop, before requests are waited for."""
@@ -238,6 +246,13 @@ class Service:
             while True:
                 if await subscription.wait(WAKE_WAIT_SECONDS):
                     self.claims.wake()
+
+    async def _store_defaults(self) -> None:
+        try:
+            async with self.queue.connection() as connection:
+                await store.configure(connection, self.settings.instance_defaults)
+        except Exception as error:
+            logger.info("The settings are not stored yet, maintenance goes on trying: %s", error)
 
     async def _maintain(self) -> None:
         # On a connection of its own: requests that use up the pool must not keep the reaper from its work.

@@ -49,6 +49,29 @@ $$;
 
 comment on function queue_pg.heartbeat is 'Extends leases; returns those still held.';
 
+-- The leases that a worker has, whether it has heard of them or not, and how long it has had each. By the leases of all
+-- workers, which are few beside the jobs; those that are long over are left out, and with them the entries of old ones.
+create or replace function queue_pg.leases_of(worker_id text)
+returns table (id uuid, lease_token bigint, age interval)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := queue_pg.now();
+begin
+  return query
+  select j.id, j.lease_token::bigint, v_now - j.claimed_at from queue_pg.jobs j
+  where j.state = 'running' and j.lease_expires_at > v_now - interval '1 minute' and j.worker_id = leases_of.worker_id;
+end
+$$;
+
+comment on function queue_pg.leases_of is 'The leases that a worker has, and how long it has had each.';
+
 -- Which of these leases still stand. Read-only and cheap, for noticing a cancel within a second without NOTIFY.
 create or replace function queue_pg.held(ids uuid[], lease_tokens bigint[]) returns table (id uuid)
 language plpgsql stable

@@ -212,6 +212,16 @@ async def test_an_event_is_approved(tab: Page, queue: Queue) -> None:
     await expect(field).to_have_value('{"by": ')
     await steps.get_by_role("button", name="Signal review").click()
     await expect(tab.get_by_role("alert")).to_contain_text("payload")
+    # Nor does it ask for what was refused, while the rest of its page is kept up to date.
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    await shows(tab, "stream")
+    await queue.signal(claimed.id, "a third", None)
+    signals = tab.locator("[data-part=timeline] li", has_text="signalled")
+    await expect(signals).to_have_count(2)
+    assert [url for url in asked if "part=timeline" in url]
+    assert [url for url in asked if "part=steps" in url] == []
+    await expect(tab.get_by_role("alert")).to_contain_text("payload")
     await expect(field).to_have_value('{"by": ')
     await field.fill('{"by": "ada"}')
     await steps.get_by_role("button", name="Signal review").click()

@@ -302,6 +302,8 @@ async def test_a_batch_and_its_buttons(web: httpx.AsyncClient, prefix: str, queu
         root = read(answer.text, prefix)
         assert answer.status_code == 422
         assert root.all("input", name="max_attempts")[0].attributes["value"] == wrong
+        # The next refresh is to leave it alone.
+        assert [part.attributes["data-part"] for part in root.all("section", data_refused="")] == ["batch"]
     assert (await post(web, f"{place}/close")).status_code == 303
     assert (await queue.get_batch(batch.id)).state == "closed"
     [button] = [each for each in (await page_of(web, place, prefix)).all("button") if "Cancel" in each.text]

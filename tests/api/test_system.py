@@ -26,6 +26,13 @@ async def test_probes(client: httpx.AsyncClient) -> None:
     assert (await client.head("/livez")).status_code == 200
 
 
+async def test_settings_hold_for_the_first_request(make_client: Any, dsn: str, conn: psycopg.AsyncConnection) -> None:
+    async with make_client(dsn, job_ttl_seconds=3_600):
+        # Nobody has had the time to do it in the background.
+        kept = await conn.execute("select retention = '1 hour' from queue_pg.settings")
+        assert await kept.fetchone() == (True,)
+
+
 async def test_not_ready_without_the_schema(make_client: Any, empty_dsn: str) -> None:
     async with make_client(empty_dsn) as client:
         answer = await client.get("/readyz")

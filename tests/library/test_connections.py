@@ -36,7 +36,7 @@ async def test_sessions_are_set_up(dsn: str) -> None:
         assert await show(conn, "statement_timeout") == "1min"
         assert await show(conn, "idle_in_transaction_session_timeout") == "1min"
         parameters = conn.info.get_parameters()
-        assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == ("10", "25000")
+        assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == ("6", "15000")
 
 
 async def test_what_others_have_made_in_public_is_not_run(dsn: str, conn: psycopg.AsyncConnection) -> None:

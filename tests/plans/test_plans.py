@@ -11,6 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from queue_pg.testing import Clock
+
 JOBS = 3_000
 
 # The statistics that the planner is made to believe: none, of an empty table, of a table of a million rows, or those
@@ -100,6 +102,32 @@ def test_finish_and_heartbeat_go_by_id(connection: psycopg.Connection, statement
         assert set(read) == {"jobs_pkey"}
         # Looked up to be locked, logged (read, counted), changed, moved; each time with the versions just left behind.
         assert read["jobs_pkey"] <= 12 * 10
+
+
+def test_the_leases_of_a_worker_are_found_among_leases(connection: psycopg.Connection) -> None:
+    held = {row[0] for row in connection.execute(CLAIM)}
+    found = "select id from queue_pg.leases_of('w')"
+    assert {row[0] for row in connection.execute(found)} >= held
+    [(running,)] = connection.execute("select count(*) from queue_pg.jobs where state = 'running'").fetchall()
+    read = rows_read(connection, found)
+    assert set(read) == {"jobs_lease"}
+    assert read["jobs_lease"] <= 2 * running
+
+
+def test_the_leases_of_a_worker_are_not_looked_for_among_what_renewals_leave_behind(
+    connection: psycopg.Connection, dsn: str, clock: Clock
+) -> None:
+    with psycopg.connect(dsn) as report:
+        report.execute("set transaction isolation level repeatable read")
+        report.execute("select count(*) from queue_pg.jobs")
+        claimed = connection.execute(CLAIM).fetchall()
+        held = [row[0] for row in claimed], [row[1] for row in claimed]
+        for _ in range(25):
+            clock.advance(10)
+            connection.execute("select id from queue_pg.heartbeat(%s, %s)", held).fetchall()
+        read = rows_read(connection, "select id from queue_pg.leases_of('w')")
+        # The lease of 30 s, and what its renewals of the last minute have left: none of the others.
+        assert len(claimed) <= read["jobs_lease"] <= 10 * len(claimed)
 
 
 STEPS = "select id, queue_pg.{} from unnest(%s::uuid[], %s::bigint[]) as held (id, token)"

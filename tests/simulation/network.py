@@ -19,16 +19,17 @@ from psycopg import AsyncConnection, Connection, waiting
 from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 
+from queue_pg.connections import KEEPALIVES
 from tests.simulation.backends import DEAD, EPOCH_SECONDS, Backends
 from tests.simulation.scheduler import Process, Scheduler, wake_all
 
-# What the kernel gives up after, on a line that passes nothing (connections.KEEPALIVES).
-GIVE_UP_SECONDS: Final = 25.0
+# What the kernel gives up after, on a line that passes nothing.
+GIVE_UP_SECONDS: Final = int(KEEPALIVES["tcp_user_timeout"]) / 1_000
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 # Outside a transaction psycopg sends nothing for these.
 NOTHING_TO_SEND: Final = ("_commit_gen", "_rollback_gen")
 # Most statements by far, and they notify nobody. Should one do so, it is heard of after the next.
-QUIET: Final = ("worker_heartbeat", "heartbeat", "held", "claim_for_worker", "dead_rows", "backend_pid")
+QUIET: Final = ("worker_heartbeat", "heartbeat", "held", "leases_of", "claim_for_worker", "dead_rows", "backend_pid")
 _NAME: Final = re.compile(rb"/\* queue_pg:(\w+) \*/")
 
 

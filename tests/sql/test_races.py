@@ -118,6 +118,19 @@ async def test_batches_in_opposite_order_do_not_deadlock(conn: Connection, dsn: 
     assert row == (400,)
 
 
+async def test_a_claim_passes_over_what_somebody_has_locked(conn: Connection, dsn: str) -> None:
+    rows = await (await conn.execute("select queue_pg.submit('k') from generate_series(1, 2)")).fetchall()
+    first, second = sorted(job for (job,) in rows)
+    async with await Connection.connect(dsn) as holder, await Connection.connect(dsn, autocommit=True) as worker:
+        await holder.execute("select from queue_pg.jobs where id = %s for update", (first,))
+        claiming = asyncio.create_task(worker.execute("select id from queue_pg.claim('w', '{default}')"))
+        await until_done_or_blocked(conn, claiming, worker.info.backend_pid)
+        passed_over = claiming.done()
+        await holder.rollback()
+        assert passed_over
+        assert await (await claiming).fetchall() == [(second,)]
+
+
 async def test_watching_a_queued_job_wakes_the_worker_that_had_to_skip_it(conn: Connection, dsn: str) -> None:
     row = await (await conn.execute("select queue_pg.submit('k')")).fetchone()
     assert row is not None
@@ -128,8 +141,10 @@ async def test_watching_a_queued_job_wakes_the_worker_that_had_to_skip_it(conn: 
         await worker.execute("listen queue_pg_wake")
         await waiter.execute("select queue_pg.watch(array[%s::uuid])", row)
         claim = "select count(*) from queue_pg.claim('w', '{default}', arm => true)"
-        assert await (await worker.execute(claim)).fetchone() == (0,)
+        claiming = asyncio.create_task(worker.execute(claim))
+        await until_done_or_blocked(conn, claiming, worker.info.backend_pid)
         await waiter.commit()
+        assert await (await claiming).fetchone() == (0,)
         assert [n.payload async for n in worker.notifies(timeout=20, stop_after=1)] == ["default"]
         assert await (await worker.execute(claim)).fetchone() == (1,)
 
@@ -156,7 +171,10 @@ async def test_batches_lock_in_the_order_of_ids_whatever_order_they_are_given_in
         await holder.execute("select from queue_pg.jobs where id = %s for update", (first,))
         pending = asyncio.create_task(other.execute(BATCHES[batch], {"ids": [second, first]}))
         await until_done_or_blocked(conn, pending, other.info.backend_pid)
-        assert not pending.done()
-        await conn.execute("select from queue_pg.jobs where id = %s for update nowait", (second,))
-        await holder.rollback()
+        try:
+            assert not pending.done()
+            await conn.execute("select from queue_pg.jobs where id = %s for update nowait", (second,))
+        finally:
+            # Or the other's connection, which is in use until then, could not be closed.
+            await holder.rollback()
         assert await (await pending).fetchone() == (2,)

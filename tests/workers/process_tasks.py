@@ -30,7 +30,7 @@ def die() -> None:
 
 @process_tasks.task(run_in="process")
 def tell_pid_and_hang(path: str) -> None:
-    """Write the process's id into a named pipe, then never return."""
+    """Write the process's id into a file or a named pipe, then never return."""
     with open(path, "w") as pipe:
         pipe.write(f"{os.getpid()}\n")
     signal.pause()

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 from in_process import emitted, finished, row, running, soon
 from process_tasks import process_tasks
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from queue_pg_workers.leases import FENCE_SECONDS
 
-from queue_pg import Queue
+from queue_pg import Queue, store
 from queue_pg.errors import LeaseLost
-from queue_pg.models import NewJob
+from queue_pg.models import LeasedJob, NewJob
 from queue_pg.tasks import Tasks, current_job
+from tests.faults.lines import Line
 
 LEASE: dict[str, Any] = {"lease_seconds": 1.0}
 
@@ -95,12 +101,13 @@ async def test_a_thread_past_its_timeout_keeps_its_slot_only(dsn: str, queue: Qu
 
 
 async def test_a_process_past_its_timeout_is_killed(dsn: str, queue: Queue, tmp_path: Path) -> None:
-    pipe = tmp_path / "pid"
-    os.mkfifo(pipe)
+    told = tmp_path / "pid"
     async with running(dsn, process_tasks, concurrency=1):
-        job = await queue.submit("tell_pid_and_hang", {"path": str(pipe)}, timeout=timedelta(seconds=3), max_attempts=1)
-        pid = int(await asyncio.to_thread(pipe.read_text))
+        # A process that is there already: the start of one can take longer than any timeout that a test can wait for.
+        await finished(queue, (await queue.submit("count_primes", {"below": 10})).id)
+        job = await queue.submit("tell_pid_and_hang", {"path": str(told)}, timeout=timedelta(seconds=3), max_attempts=1)
         end = await finished(queue, job.id)
+        pid = int(told.read_text())
         assert end.error is not None
         assert end.error["code"] == "timeout"
         with pytest.raises(ProcessLookupError):
@@ -188,6 +195,54 @@ async def test_a_blocked_event_loop_keeps_its_leases(dsn: str, queue: Queue, way
             stop.set()
             await asyncio.to_thread(reaper.join)
     assert (end.state, end.attempt, end.result) == ("completed", 1, 1)
+
+
+async def test_leases_that_the_blocked_loop_has_not_heard_of_are_kept(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, blocked = store.claim_for_worker, False
+
+    async def answered_late(conn: psycopg.AsyncConnection[Any], *args: Any, **options: Any) -> list[LeasedJob]:
+        nonlocal blocked
+        jobs = await claim(conn, *args, **options)
+        if jobs and not blocked:
+            blocked = True
+            _block_past_the_lease(dsn, jobs[0].id)
+        return jobs
+
+    monkeypatch.setattr(store, "claim_for_worker", answered_late)
+    tasks = Tasks()
+
+    @tasks.task(max_attempts=1)
+    async def work() -> int:
+        # Long enough to be stopped, should its lease not be trusted.
+        await asyncio.sleep(2 * FENCE_SECONDS)
+        return current_job().lease_token
+
+    async with running(dsn, tasks, **LEASE) as worker:
+        orphan = await _orphaned_by(worker.id, queue, conn)
+        end = await finished(queue, (await queue.submit("work")).id)
+    assert blocked
+    assert (end.state, end.attempt, end.result) == ("completed", 1, 1)
+    # Whatever it was that claimed this one in our name, it is not the claim that the loop waits for.
+    assert (await row(conn, orphan))["state"] == "queued"
+
+
+async def _orphaned_by(worker_id: str, queue: Queue, conn: psycopg.AsyncConnection) -> UUID:
+    """Return a job whose claim in the name of the worker nobody has heard of, and that nobody takes afterwards."""
+    job = await queue.submit("orphan", queue="other", timeout=timedelta(minutes=5))
+    await conn.execute("select queue_pg.claim(%s, '{other}', lease => '1 second')", [worker_id])
+    return job.id
+
+
+def _block_past_the_lease(dsn: str, job: str) -> None:
+    """Hold the thread past the end of the lease that the job has, reaping what is over."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        first = "select lease_expires_at from queue_pg.jobs where id = %s"
+        [(end,)] = conn.execute(first, [job]).fetchall()
+        while conn.execute("select queue_pg.now() <= %s", [end]).fetchall() == [(True,)]:
+            pass
+        conn.execute("select queue_pg.reap()")
 
 
 def _reap(dsn: str, stop: threading.Event) -> None:
@@ -297,6 +352,31 @@ async def test_connections_cut_by_the_server_are_made_again(
         end = await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)
         assert (end.state, end.attempt) == ("completed", 1)
         assert (await finished(queue, job.id)).attempt == 1
+
+
+async def test_an_outcome_that_a_dead_line_swallows_is_recorded_within_the_grace(dsn: str, queue: Queue) -> None:
+    tasks = Tasks()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @tasks.task
+    async def wait() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    server = conninfo_to_dict(dsn)
+    with closing(Line(int(server["port"] or 0), random.Random(1))) as line:
+        through = make_conninfo(dsn, host="127.0.0.1", port=line.port)
+        async with running(through, tasks, maintenance=False, notify=False, grace_seconds=4.0) as worker:
+            # The connection for outcomes is there, and idle.
+            await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)
+            job = await queue.submit("wait")
+            await soon(begun.wait())
+            line.lose()
+            go_on.set()
+        end = await queue.get(job.id)
+    assert (end.state, end.attempt, end.result) == ("completed", 1, "done")
+    assert worker.stuck == 0
 
 
 async def test_an_outcome_outlives_an_outage(

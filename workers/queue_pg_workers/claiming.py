@@ -82,6 +82,8 @@ class Claiming:
         self._hint = asyncio.Event()
         self._stop = asyncio.Event()
         self._claimed: asyncio.Queue[list[Held]] = asyncio.Queue()
+        # Since when a claim is under way, whose answer has not been taken in; read by the heartbeat thread too.
+        self.asked_at: float | None = None
         self._at_once = max(CLAIM_AT_ONCE, config.concurrency // 2)
 
     def look(self) -> None:
@@ -130,7 +132,13 @@ class Claiming:
     async def _look(self, free: int) -> None:
         # Cleared before the look: what comes during it ends the wait after it.
         self._hint.clear()
-        asked_at = self._surroundings.monotonic()
+        self.asked_at = asked_at = self._surroundings.monotonic()
+        try:
+            await self._claim(asked_at, free)
+        finally:
+            self.asked_at = None
+
+    async def _claim(self, asked_at: float, free: int) -> None:
         wanted = min(free, self._at_once)
         arm = self._looking.arm(listening=self._listening())
         jobs = await self._link.run(

@@ -12,9 +12,10 @@ import psycopg
 
 from queue_pg import store_sync
 from queue_pg.surroundings import REAL, Surroundings
-from queue_pg_workers.leases import Held, Leases
+from queue_pg_workers.leases import FENCE_SECONDS, Held, Leases
 from queue_pg_workers.outage import Outage
 from queue_pg_workers.signals import Signals
+from queue_pg_workers.unheard import unheard
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 0.9
 CHECK_SECONDS_WHILE_LISTENING = 5.0
 MAX_INTERVAL_SECONDS = 10.0
+# A loop that has done nothing for so long is blocked by a handler: the answer to a claim may wait for it.
+BLOCKED_SECONDS = 2 * FENCE_SECONDS
 STATEMENT_SECONDS = 8.0
 STOP_PATIENCE_SECONDS = 0.5
 
@@ -41,6 +44,9 @@ class Heartbeat:
 
     In between it asks which leases still stand, which is how a handler learns that its job was cancelled: at once
     when notified (`check_soon`), else each second.
+
+    A claim that was under way when a handler blocked the loop has leases that the loop has not heard of. While
+    `claim_asked_at` says that there may be some, they are extended too.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Heartbeat:
         application: str,
         worker_id: str,
         leases: Leases,
+        claim_asked_at: Callable[[], float | None],
         listening: Callable[[], bool],
         report: Callable[[], Report],
         on_fleet: Callable[[int], None],
@@ -62,6 +69,7 @@ class Heartbeat:
         self._application = application
         self._worker_id = worker_id
         self._leases = leases
+        self._claim_asked_at = claim_asked_at
         self._listening = listening
         self._report = report
         self._on_fleet = on_fleet
@@ -150,6 +158,7 @@ class Heartbeat:
                 ids, tokens = [one.job.id for one in held], [one.job.lease_token for one in held]
                 renewed = store_sync.heartbeat(connection, ids, tokens, lease_seconds=self._lease_seconds)
                 self._leases.extended(held, {str(lease.id) for lease in renewed}, asked_at=asked_at)
+            self._extend_unheard(connection, held)
             report = self._report()
             fleet = store_sync.worker_heartbeat(
                 connection,
@@ -164,6 +173,20 @@ class Heartbeat:
             else:
                 self._on_fleet(fleet)
         self._signals.emit("heartbeat", len(held))
+
+    def _extend_unheard(self, connection: psycopg.Connection[Any], held: list[Held]) -> None:
+        asked_at, claim_asked_at = self._surroundings.monotonic(), self._claim_asked_at()
+        if claim_asked_at is None or asked_at - self._leases.looked_at < BLOCKED_SECONDS:
+            return
+        found = unheard(
+            connection, self._worker_id, held, claim_asked_at=claim_asked_at, surroundings=self._surroundings
+        )
+        if found:
+            ids, tokens = zip(*sorted(found), strict=True)
+            renewed = store_sync.heartbeat(connection, ids, tokens, lease_seconds=self._lease_seconds)
+            extended = {lease.id for lease in renewed}
+            keys = [(str(id_), token) for id_, token in found if id_ in extended]
+            self._leases.extended_unheard(keys, asked_at=asked_at)
 
     def _check(self, connection: psycopg.Connection[Any], held: list[Held]) -> None:
         with self._watched(connection):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
@@ -135,13 +136,23 @@ class Leases:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: dict[tuple[str, int], Held] = {}
+        # Extended before the loop has heard of them, and when that was asked for.
+        self._unheard: dict[tuple[str, int], float] = {}
+        # When the loop last came by (monotonic); before it has, nobody can tell that it does not.
+        self.looked_at = math.inf
 
     def __len__(self) -> int:
         return len(self._held)
 
     def add(self, batch: Iterable[Held]) -> None:
+        """Hold what a claim has brought: there is one at a time, so nothing unheard of is left after it."""
         added = {held.key: held for held in batch}
         with self._lock:
+            unheard, self._unheard = self._unheard, {}
+            # Before the heartbeat sees them, which may extend them further.
+            for key, asked_at in unheard.items():
+                if key in added:
+                    added[key].extended(asked_at=asked_at)
             self._held.update(added)
 
     def remove(self, batch: Iterable[Held]) -> None:
@@ -164,6 +175,16 @@ class Leases:
                 held.extended(asked_at=asked_at)
         self.checked(asked, still_held)
 
+    def extended_unheard(self, keys: Iterable[tuple[str, int]], *, asked_at: float) -> None:
+        """Take in that leases of a claim whose answer still waits for the loop have been extended."""
+        with self._lock:
+            for key in keys:
+                if (held := self._held.get(key)) is None:
+                    self._unheard[key] = asked_at
+                else:
+                    # By the one thread that does so.
+                    held.extended(asked_at=asked_at)
+
     def checked(self, asked: Iterable[Held], still_held: set[str]) -> None:
         """Interrupt the handlers of jobs whose lease is gone."""
         for held in asked:
@@ -181,7 +202,7 @@ class Leases:
         On the loop and not in the heartbeat thread, which may itself hang in a request to a dead database.
         """
         while True:
-            now = clock()
+            self.looked_at = now = clock()
             for held in self.all():
                 if held.interruption is None and now > held.trusted_until:
                     held.interrupt(Interruption.FENCED)

@@ -37,6 +37,7 @@ class Link:
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._deadline: float | None = None
+        self._patience = STATEMENT_SECONDS
         self._statements = 0
         self._cancelling: asyncio.Task[None] | None = None
 
@@ -51,7 +52,7 @@ class Link:
                     connection = await self._connect()
                 self._connection = connection
             loop = asyncio.get_running_loop()
-            until = loop.time() + timeout_seconds
+            until = loop.time() + min(timeout_seconds, self._patience)
             watchdog = loop.call_at(min(until, self._deadline or until), self._surroundings.sever, connection)
             done = False
             try:
@@ -77,6 +78,12 @@ class Link:
             loop = asyncio.get_running_loop()
             loop.call_later(seconds, self._cancel, self._connection, self._statements)
             loop.call_later(2 * seconds, self._cut, self._connection, self._statements)
+
+    def expect_answers_within(self, seconds: float) -> None:
+        """From now on, cut off statements that take longer, the one that runs now too: its line may be dead."""
+        self._patience = seconds
+        if self._lock.locked() and self._connection is not None:
+            asyncio.get_running_loop().call_later(seconds, self._cut, self._connection, self._statements)
 
     def cut(self) -> None:
         """Cut off the statement that runs now, if one does."""

@@ -38,6 +38,7 @@ from queue_pg_workers.signals import Signals
 from queue_pg_workers.slots import Slots
 from queue_pg_workers.tally import Gauges, MetricsServer, Tally
 from queue_pg_workers.threads import HandlerThreads
+from queue_pg_workers.unheard import unheard
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Worker:
             application=self._application,
             worker_id=self.id,
             leases=self.leases,
+            claim_asked_at=lambda: self._claims.asked_at,
             listening=lambda: self.wakeups.listening,
             report=self._report,
             on_fleet=self._on_fleet,
@@ -343,10 +345,16 @@ class Worker:
 
     def hand_back_from_thread(self) -> None:
         """Release all jobs by a connection of its own, for when the loop is blocked and the process must end."""
-        held = self.leases.all()
+        held, claim_asked_at = self.leases.all(), self._claims.asked_at
         try:
             with self._surroundings.connect(self._dsn, application=self._application) as connection:
-                store_sync.finish(connection, [released(one.job) for one in held])
+                outcomes = [released(one.job) for one in held]
+                if claim_asked_at is not None:
+                    found = unheard(
+                        connection, self.id, held, claim_asked_at=claim_asked_at, surroundings=self._surroundings
+                    )
+                    outcomes += [Outcome(str(id_), token, "release") for id_, token in found]
+                store_sync.finish(connection, outcomes)
                 store_sync.forget_worker(connection, self.id)
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not hand its jobs back: %s", self.id, error)
@@ -357,6 +365,8 @@ class Worker:
         What a claim brings to a worker that has ended would be nobody's until its leases run out.
         """
         deadline = self._surroundings.monotonic() + grace_seconds
+        # What a dead line has swallowed is recorded over another one while there is time for it.
+        self._finishing.expect_answers_within(max(grace_seconds / 2, CLEANUP_SECONDS))
         while not self._stop_now.is_set():
             left = deadline - self._surroundings.monotonic()
             if left <= 0:

@@ -64,7 +64,12 @@ async def progress(visit: Visit) -> Context:
         at = await now(conn)
     if found is None:
         raise BatchNotFound(batch_id(visit))
-    return {"batch": found, "now": at, "note": NOTES.get(visit.request.query_params.get("note", ""))}
+    return {
+        "batch": found,
+        "now": at,
+        "note": NOTES.get(visit.request.query_params.get("note", "")),
+        "retry": visit.form("retry", max_attempts=""),
+    }
 
 
 async def failures(visit: Visit) -> Context:

@@ -188,4 +188,7 @@ class Page:
             template, context, slow = "parts/too_slow.html", {"error": error}, True
         followed: list[str] = [*region.topics, *context.get("more_topics", ())]
         topics = [topic.format(id=visit.request.path_params.get("id", "")) for topic in followed]
-        return visit.markup("region.html", region=region, topics=topics, part_template=template, slow=slow, **context)
+        refused = any(isinstance(value, FormState) and value.fault is not None for value in context.values())
+        return visit.markup(
+            "region.html", region=region, topics=topics, part_template=template, slow=slow, refused=refused, **context
+        )

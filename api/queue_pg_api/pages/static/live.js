@@ -100,7 +100,10 @@ export class Live {
 
   /** @param {Element[]} regions */
   fetch(regions) {
-    for (const region of regions) this.wanted.add(region.dataset.part);
+    for (const region of regions) {
+      // Drawn anew, a form that was refused would not say why any more, and what was in it would be gone.
+      if (!("refused" in region.dataset)) this.wanted.add(region.dataset.part);
+    }
     return this.work();
   }
 

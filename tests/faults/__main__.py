@@ -1,4 +1,4 @@
-"""The command: `python -m tests.faults [FAULT..] [--seed N] [--short] [--hours N] [--folder PATH] [--write]`."""
+"""`python -m tests.faults [FAULT..] [--seed N] [--short] [--minutes N] [--hours N] [--folder PATH] [--write]`."""
 
 from __future__ import annotations
 

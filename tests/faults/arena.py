@@ -20,10 +20,10 @@ from psycopg.conninfo import make_conninfo
 
 from benchmarks.results import commit
 from queue_pg.schema import migrate
-from tests.faults import ledgers, logs, mixture
+from tests.faults import ledgers, leftovers, logs, mixture
 from tests.faults.checker import Expectation, Violation, check
 from tests.faults.client import ClientProcess
-from tests.faults.fleet import GRACE_SECONDS, LEASE_SECONDS, Fleet, Worker
+from tests.faults.fleet import LEASE_SECONDS, Fleet, Worker
 from tests.faults.ledgers import Evidence
 from tests.faults.lines import Line, Weather
 from tests.faults.mixture import Mixer
@@ -46,6 +46,8 @@ from tests.faults.releases import Release
 from tests.faults.service import Service
 
 HEAL_SECONDS: Final = 60.0
+# For what has been killed to be gone.
+GONE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Size:
     """How much of a fault: `hits` disturbances, and jobs for as long as it lasts at `rate` a second and producer."""
 
     hits: int
-    rate: float = 150.0
+    rate: float = 80.0
     workers: int = 3
     concurrency: int = 8
     job_seconds: float = 0.02
@@ -262,6 +264,7 @@ class Verdict:
 def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
     """Run one fault in `folder`, which keeps the ledgers and the logs."""
     folder.mkdir(parents=True)
+    mark = leftovers.mark()
     begin = time.monotonic()
     postgres = Postgres(folder / "postgres", fault.settings)
     postgres.start()
@@ -278,10 +281,16 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             finally:
                 for producer in arena.producers:
                     producer.stop()
+            if not leftovers.processes(mark, postgres.data):
+                arena.violate("coverage", "the processes of the run are not seen")
             _heal(arena)
             evidence = ledgers.read_evidence(folder, arena.postgres.dsn)
             with psycopg.connect(arena.postgres.dsn, autocommit=True) as connection:
                 parts = read_parts(folder, connection)
+        postgres.stop()
+        left = _left_behind(mark, postgres.data)
+        if left:
+            arena.violate("L1", f"processes are left behind: {left}")
         account = check(
             evidence,
             Expectation(
@@ -310,8 +319,9 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             "recovery_p50_s": round(statistics.median(recoveries), 3),
             "recovery_p99_s": round(percentile(recoveries, 0.99), 3),
             "recovery_max_s": round(max(recoveries), 3),
-            "shutdown_max_s": round(max(fleet.stop_seconds, default=0.0), 3),
+            "shutdown_max_s": round(max((seconds for _, seconds in fleet.ends), default=0.0), 3),
             "log_lines_per_s_max": busiest.lines,
+            "processes_left": len(left),
         }
         verdict = Verdict(
             fault.name,
@@ -326,7 +336,7 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
     finally:
         postgres.stop()
         # The ledgers remain; 100 MB of server do not.
-        shutil.rmtree((folder / "postgres" / "cluster").resolve(), ignore_errors=True)
+        shutil.rmtree(postgres.data, ignore_errors=True)
     (folder / "verdict.json").write_text(verdict.as_json())
     return verdict
 
@@ -354,19 +364,30 @@ def _times(arena: Arena, evidence: Evidence) -> dict[str, float]:
         figures["reclaimed"] = len(everything)
         figures["reclaim_p50_s"] = round(statistics.median(everything), 3)
         figures["reclaim_p99_s"] = round(percentile(everything, 0.99), 3)
+        if arena.size.hits >= MANY and (text := broken_reclaims(everything, LEASE_SECONDS)) is not None:
+            arena.violate("L2", text)
     if calm := [seconds for worker in arena.calmly_killed for seconds in found.get(worker, ())]:
         figures["reclaim_in_calm_max_s"] = round(max(calm), 3)
         if (text := broken_reclaims(calm, LEASE_SECONDS)) is not None:
-            arena.violate("L2", text)
+            arena.violate("L2", f"in calm, {text}")
     if back := list(back_after(evidence.runs, arena.outages)):
         # Never is as long as there was to see it: JSON knows no infinity.
         seen = [min(seconds, AFTER_SECONDS) for seconds in back]
         figures["back_p50_s"], figures["back_max_s"] = round(statistics.median(seen), 1), round(max(seen), 1)
         if (text := broken_back(back)) is not None:
             arena.violate("L2", text)
-    if max(arena.fleet.stop_seconds, default=0.0) > GRACE_SECONDS:
-        arena.violate("L1", f"a worker ended {max(arena.fleet.stop_seconds):.1f} s after it was asked to")
+    for worker, seconds in arena.fleet.ends:
+        if seconds > worker.grace_seconds:
+            arena.violate("L1", f"{worker.id}, with a grace of {worker.grace_seconds:g} s, took {seconds:.1f} s to end")
     return figures
+
+
+def _left_behind(mark: str, cluster: Path) -> list[int]:
+    """Return the processes that have outlived their run."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while (left := leftovers.processes(mark, cluster)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def _live(arena: Arena) -> int | None:

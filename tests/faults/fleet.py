@@ -18,9 +18,9 @@ from tests.faults.releases import Release
 
 ROOT: Final = releases.ROOT
 LEASE_SECONDS: Final = 2.0
-# What a worker has by default, and how long it may take afterwards to hand back what it has not done.
+# What a worker has by default, and after how long it is killed (docs/workers.md).
 GRACE_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 40.0
+STOP_SECONDS: Final = GRACE_SECONDS + 10.0
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class Worker:
     id: str
     process: subprocess.Popen[bytes]
     log: Path
+    grace_seconds: float
     release: Release | None = None
 
     @property
@@ -72,7 +73,8 @@ class Fleet:
     dead_at_ns: dict[int, int] = field(default_factory=dict[int, int])
     # By the clock that the server has too.
     dead_at: dict[str, float] = field(default_factory=dict[str, float])
-    stop_seconds: list[float] = field(default_factory=list[float])
+    # Who was asked to end, and how long that took.
+    ends: list[tuple[Worker, float]] = field(default_factory=list[tuple[Worker, float]])
     # Workers that ended although nobody had told them to, and how.
     strays: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -102,6 +104,7 @@ class Fleet:
             "FAULTS_FOLDER": str(self.folder),
             "LOG_LEVEL": "INFO",
             "LEASE_SECONDS": str(LEASE_SECONDS),
+            "GRACE_SECONDS": str(GRACE_SECONDS),
             **self.environment,
             **environment,
         }
@@ -111,7 +114,7 @@ class Fleet:
                 cwd=self.release.folder if self.release else ROOT, env=everything,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
-        return Worker(name, process, log, self.release)
+        return Worker(name, process, log, float(everything["GRACE_SECONDS"]), self.release)
 
     def kill(self, worker: Worker) -> None:
         """Kill one with all it has started."""
@@ -144,7 +147,7 @@ class Fleet:
         except subprocess.TimeoutExpired:
             worker.process.kill()
             code = worker.process.wait()
-        self.stop_seconds.append(time.monotonic() - begin)
+        self.ends.append((worker, time.monotonic() - begin))
         return code
 
     def stop(self) -> list[int]:
@@ -160,12 +163,12 @@ class Fleet:
         ending = list(self.workers)
         while ending and time.monotonic() - begin < STOP_SECONDS:
             for worker in [one for one in ending if one.process.poll() is not None]:
-                self.stop_seconds.append(time.monotonic() - begin)
+                self.ends.append((worker, time.monotonic() - begin))
                 ending.remove(worker)
             time.sleep(0.01)
         for worker in ending:
             worker.process.kill()
-            self.stop_seconds.append(time.monotonic() - begin)
+            self.ends.append((worker, time.monotonic() - begin))
         codes = [worker.process.wait() for worker in self.workers]
         self.workers = []
         return codes

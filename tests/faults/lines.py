@@ -93,9 +93,11 @@ class Line:
     def lose(self) -> int:
         """Make the connections there are half-open for good, and return how many; new ones work."""
         with self._lock:
-            for pair in self._pairs:
+            # Those that were lost before stay among the pairs: nobody tells them of an end.
+            found = [pair for pair in self._pairs if not pair.lost]
+            for pair in found:
                 pair.lost = True
-            return len(self._pairs)
+            return len(found)
 
     def cut(self) -> None:
         """Break the connections there are, and tell both sides."""

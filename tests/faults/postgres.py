@@ -18,6 +18,7 @@ import psycopg
 from benchmarks import proc
 from queue_pg.embedded.cluster import PASSWORD_FILE, make_cluster
 from queue_pg.embedded.programs import available_versions, child_environment, programs_for, server_account
+from tests.faults import leftovers
 
 # Another Postgres than the embedded one, such as /usr/lib/postgresql/15.
 CHOICE: Final = os.environ.get("QUEUE_PG_FAULTS_POSTGRES", "")
@@ -82,6 +83,11 @@ class Postgres:
         return int(self._port)
 
     @property
+    def data(self) -> Path:
+        """Where its data are."""
+        return (self.folder / "cluster").resolve()
+
+    @property
     def dsn(self) -> str:
         """Where it is, and stays."""
         password = (self.folder / "cluster" / PASSWORD_FILE).read_text().strip()
@@ -89,9 +95,9 @@ class Postgres:
 
     def _copy(self, primary: Postgres, through: str) -> None:
         """Become a standby of a server that runs, and follow it at the address `through`."""
-        original = (primary.folder / "cluster").resolve()
-        # Beside it, where the account may go.
-        data = original.with_name(f"{original.name}-{self.folder.name}")
+        original = primary.data
+        # Beside it, where the account may go; a standby's standby has no longer name than the first.
+        data = original.with_name(f"{original.name.partition('-standby-')[0]}-{self.folder.name}")
         data.mkdir(mode=0o700)
         self._account = primary._account
         self._account.owns(data)
@@ -161,7 +167,7 @@ class Postgres:
     def remove(self) -> None:
         """End it and leave nothing of its data."""
         self.stop()
-        shutil.rmtree((self.folder / "cluster").resolve(), ignore_errors=True)
+        shutil.rmtree(self.data, ignore_errors=True)
 
     def execute(self, statement: str, parameters: Any = None) -> Sequence[tuple[Any, ...]]:
         """Run one statement on a connection of its own."""
@@ -171,7 +177,7 @@ class Postgres:
 
     def _launch(self) -> None:
         settings = {"listen_addresses": "127.0.0.1", "port": str(self._port), "unix_socket_directories": ""}
-        command = [str(self._programs / "postgres"), "-D", str((self.folder / "cluster").resolve())]
+        command = [str(self._programs / "postgres"), "-D", str(self.data)]
         for name, value in (settings | self._settings).items():
             command += ["-c", f"{name}={value}"]
         with (self.folder / "server.log").open("ab") as log:
@@ -181,7 +187,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env=child_environment(),
+                env={**child_environment(), **leftovers.handed_on()},
                 user=self._account.uid,
                 group=self._account.gid,
                 extra_groups=None if self._account.uid is None else [],

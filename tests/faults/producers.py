@@ -90,11 +90,13 @@ class Producer(threading.Thread):
         return queue
 
     def _repeat(self, submit: Callable[[int], None]) -> None:
-        begin, made = time.monotonic(), 0
+        due, made = time.monotonic(), 0
         while not self._halt.is_set() and (self._jobs is None or made < self._jobs):
             submit(next(self._numbers))
             made += 1
-            self._halt.wait(max(0.0, begin + made / self._rate - time.monotonic()))
+            # Whoever was held up does not make up for it: a burst would be the measure of what comes after it.
+            due = max(due + 1 / self._rate, time.monotonic() - PAUSE_SECONDS)
+            self._halt.wait(max(0.0, due - time.monotonic()))
 
     def stop(self) -> None:
         """Let the submission under way come to its end; raises what went wrong here."""

@@ -11,7 +11,9 @@ from typing import Final
 
 from benchmarks.results import ROOT, describe_machine
 from tests.faults.arena import Verdict
+from tests.faults.fleet import LEASE_SECONDS
 from tests.faults.plan import FAULTS
+from tests.faults.recovery import AFTER_SECONDS, BACK_SECONDS, RECLAIM_SECONDS
 
 RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = ROOT / "docs" / "reliability.md"
@@ -44,6 +46,48 @@ TOTALS: Final = (
     Total("acknowledged jobs lost", ["lost"]),
     Total("duplicates explained by a lost lease", ["duplicates_explained"]),
     Total("duplicates unexplained", ["duplicates_unexplained"]),
+    Total("processes left behind", ["processes_left"]),
+)
+
+
+NONE_OF: Final = {
+    "stale writes accepted",
+    "acknowledged jobs lost",
+    "duplicates unexplained",
+    "processes left behind",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """A figure of some faults in seconds, or several, and what is promised."""
+
+    title: str
+    names: Sequence[str]
+    promised: str
+
+
+TIMES: Final = (
+    Time(
+        "until as much is done as before Postgres went, middle / max",
+        ["back_p50_s", "back_max_s"],
+        f"{BACK_SECONDS:g} s in the middle (seen for {AFTER_SECONDS:g} s)",
+    ),
+    Time(
+        "until others claim the jobs of a worker that is killed in calm, max",
+        ["reclaim_in_calm_max_s"],
+        f"{LEASE_SECONDS + RECLAIM_SECONDS:g} s: its lease and {RECLAIM_SECONDS:g} s",
+    ),
+    Time(
+        "the same of every killed worker, in calm or not, middle / p99",
+        ["reclaim_p50_s", "reclaim_p99_s"],
+        "the same (19 of 20)",
+    ),
+    Time("until connections whose packets are dropped are left, max", ["drop_noticed_max_s"], "30 s"),
+    Time("until connections that are silent for good are left, max", ["silence_noticed_max_s"], "70 s"),
+    Time("the longest INSERT while migrations wait, max", ["insert_max_s"], "0.5 s: `lock_timeout`"),
+    Time("one in a thousand of these takes longer than", ["insert_p999_s"], ""),
+    Time("from the end of a primary to jobs done on the next, max", ["failover_max_s"], ""),
 )
 
 
@@ -102,10 +146,18 @@ def render(machine: Mapping[str, str], verdicts: Sequence[Verdict]) -> str:
         "",
         "| in all | | wanted |",
         "|---|---|---|",
-        *(f"| {total.title} | {sum(sums[name] for name in total.names):,} | {_wanted(total)} |" for total in TOTALS),
+        *(
+            f"| {total.title} | {sum(sums[name] for name in total.names):,} | {_wanted(total)} |"
+            for total in TOTALS
+            if any(name in sums for name in total.names)
+        ),
         f"| promises broken | {len(broken)} | 0 |",
         "",
         _bound(sums["acked"], sums["lost"]),
+        "",
+        "| times | fault | | promised |",
+        "|---|---|---|---|",
+        *(line for time in TIMES for line in _time_rows(time, verdicts)),
         "",
         "| fault | minutes | hits | jobs | lost | duplicates explained / not | recovery p50 / p99 / max"
         " | shutdown max |",
@@ -125,7 +177,7 @@ def _all(verdicts: Sequence[Verdict], of: Callable[[Verdict], str]) -> str:
 def _wanted(total: Total) -> str:
     if total.wanted:
         return f"{total.wanted:,}"
-    return "0" if total.title in {"stale writes accepted", "acknowledged jobs lost", "duplicates unexplained"} else ""
+    return "0" if total.title in NONE_OF else ""
 
 
 def _bound(acked: int, lost: int) -> str:
@@ -135,6 +187,15 @@ def _bound(acked: int, lost: int) -> str:
         f"None of {acked:,} acknowledged jobs was lost: were one in {acked // 3:,} lost under such faults, a run"
         " like this would show it with a probability of 95 % (3/N)."
     )
+
+
+def _time_rows(time: Time, verdicts: Sequence[Verdict]) -> list[str]:
+    return [
+        f"| {time.title} | {verdict.fault} | {' / '.join(f'{verdict.figures[name]:.2f} s' for name in time.names)}"
+        f" | {time.promised} |"
+        for verdict in verdicts
+        if time.names[0] in verdict.figures
+    ]
 
 
 def _row(verdict: Verdict) -> str:

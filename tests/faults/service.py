@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -24,7 +25,8 @@ class Service:
 
     def __init__(self, dsn: str, folder: Path, number: int) -> None:
         self._dsn = dsn
-        self._log = folder / f"api-{number}.log"
+        self._folder, self._number = folder, number
+        self._starts = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -47,7 +49,9 @@ class Service:
             "DATABASE_URL": self._dsn,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
-        with self._log.open("ab") as out:
+        # One for each process, as their lines are counted.
+        log = self._folder / f"api-{self._number}-{next(self._starts)}.log"
+        with log.open("ab") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "queue_pg.cli", "serve", "--port", str(self._port)],
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
@@ -58,7 +62,7 @@ class Service:
                 httpx.get(f"{self.url}/livez", timeout=5)
                 return
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError(f"the API does not start: {self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"the API does not start: {log.read_text()[-2000:]}")
             time.sleep(0.05)
 
     def kill(self) -> None:

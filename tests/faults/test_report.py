@@ -48,6 +48,15 @@ def test_sums_and_rows(tmp_path: Path) -> None:
         in section
     )
     assert "| 0.25 s / - / 2.00 s |" in section
+    assert "until as much is done" not in section
+
+
+def test_times_are_told_beside_what_is_promised() -> None:
+    section = report.render({}, [verdict("F1"), verdict("F5", back_p50_s=0.75, back_max_s=16)])
+    assert (
+        "| until as much is done as before Postgres went, middle / max | F5 | 0.75 s / 16.00 s"
+        " | 10 s in the middle (seen for 16 s) |"
+    ) in section
 
 
 def test_what_was_broken_is_published() -> None:

@@ -25,10 +25,10 @@ from tests.faults.postgres import too_old_for_small_notify_queues
 _SMALL_LOG: Final = {"max_wal_size": "128MB", "min_wal_size": "32MB"}
 
 FAULTS: Final = (
-    Fault("F1", "workers killed", processes.kill_workers, Size(hits=8), Size(hits=2_000, workers=6)),
-    Fault("F2", "workers killed at chosen points", processes.kill_workers_at_points, Size(hits=1), Size(hits=100)),
+    Fault("F1", "workers killed", processes.kill_workers, Size(hits=8), Size(hits=1_200, workers=6)),
+    Fault("F2", "workers killed at chosen points", processes.kill_workers_at_points, Size(hits=1), Size(hits=40)),
     Fault(
-        "F3", "workers frozen past their leases", processes.freeze_workers, Size(hits=2), Size(hits=100, concurrency=32)
+        "F3", "workers frozen past their leases", processes.freeze_workers, Size(hits=2), Size(hits=60, concurrency=32)
     ),
     Fault("F4", "event loops blocked", processes.block_the_loop, Size(hits=3, rate=20), Size(hits=100, rate=20)),
     Fault("F5", "Postgres killed", server.kill_postgres, Size(hits=3), Size(hits=200)),
@@ -45,16 +45,16 @@ FAULTS: Final = (
     ),
     Fault("F8", "Postgres restarted", server.restart_postgres, Size(hits=2), Size(hits=50)),
     Fault("F9", "connections terminated", server.terminate_backends, Size(hits=40), Size(hits=2_000)),
-    Fault("F10", "silent lines", network.silence_lines, Size(hits=1, workers=2), Size(hits=50, workers=2)),
+    Fault("F10", "silent lines", network.silence_lines, Size(hits=1, workers=2), Size(hits=12, workers=2)),
     Fault("F11", "slow and torn lines", network.slow_lines, Size(hits=5, workers=1), Size(hits=500, workers=1)),
     Fault("F12", "replies lost after the commit", network.lose_replies, Size(hits=20), Size(hits=1_000)),
-    Fault("F13", "processes cut off one by one", network.partition, Size(hits=2, workers=0), Size(hits=200, workers=0)),
+    Fault("F13", "processes cut off one by one", network.partition, Size(hits=2, workers=0), Size(hits=60, workers=0)),
     Fault(
         "F14",
         "clocks of workers wrong",
         clocks.set_clocks_wrong,
-        Size(hits=300, workers=0),
-        Size(hits=20_000, workers=0),
+        Size(hits=300, workers=0, rate=150),
+        Size(hits=20_000, workers=0, rate=150),
         obstacle=no_fake_clock,
     ),
     Fault(
@@ -66,10 +66,10 @@ FAULTS: Final = (
         obstacle=clocks_moved.no_time_zones,
     ),
     Fault(
-        "F15", "disks full", server.fill_disks, Size(hits=1), Size(hits=50), settings=_SMALL_LOG, obstacle=no_small_disk
+        "F15", "disks full", server.fill_disks, Size(hits=1), Size(hits=30), settings=_SMALL_LOG, obstacle=no_small_disk
     ),
-    Fault("F16", "a snapshot held", server.hold_snapshot, Size(hits=500), Size(hits=100_000, rate=800)),
-    Fault("F17", "scans that overlap", load.overlap_scans, Size(hits=600), Size(hits=60_000, rate=400)),
+    Fault("F16", "a snapshot held", server.hold_snapshot, Size(hits=500, rate=150), Size(hits=100_000, rate=800)),
+    Fault("F17", "scans that overlap", load.overlap_scans, Size(hits=600, rate=150), Size(hits=60_000, rate=400)),
     Fault(
         "F18",
         "writers in numbers",
@@ -82,8 +82,8 @@ FAULTS: Final = (
         "F19",
         "notifications stuck",
         server.stick_notifications,
-        Size(hits=300),
-        Size(hits=50_000),
+        Size(hits=300, rate=150),
+        Size(hits=50_000, rate=300),
         settings={"max_notify_queue_pages": "64"},
         obstacle=too_old_for_small_notify_queues,
     ),
@@ -92,7 +92,7 @@ FAULTS: Final = (
         "workers killed behind PgBouncer",
         network.kill_behind_a_pooler,
         Size(hits=4, workers=0),
-        Size(hits=500, workers=0),
+        Size(hits=300, workers=0),
         obstacle=no_pooler,
     ),
     Fault(
@@ -108,21 +108,21 @@ FAULTS: Final = (
         "a hunt for deadlocks",
         sessions.hunt_deadlocks,
         Size(hits=800, workers=2, rate=40),
-        Size(hits=100_000, workers=2, rate=40),
+        Size(hits=40_000, workers=2, rate=40),
         # Waits that end by themselves take 250 ms at most (docs/design.md, Order of locks): the server looks later.
         settings={"deadlock_timeout": "400ms", "log_lock_waits": "on"},
     ),
     Fault("F29", "handlers that crash their worker", processes.crash_in_handlers, Size(hits=2), Size(hits=50)),
     Fault("F30", "errors that are hard to store", processes.shout, Size(hits=2), Size(hits=20)),
     Fault(
-        "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=300, workers=5)
+        "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=100, workers=5)
     ),
     Fault(
         "F32",
         "a rolling deploy",
         upgrades.roll,
         Size(hits=1, rate=30, workers=0),
-        Size(hits=60, rate=60, workers=0),
+        Size(hits=24, rate=60, workers=0),
         settings=upgrades.SETTINGS,
         prepare=upgrades.start_with_previous,
     ),
@@ -158,7 +158,7 @@ FAULTS: Final = (
         Size(hits=1_000_000, workers=0, concurrency=50),
         settings={"track_functions": "pl"},
     ),
-    Fault("F40", "the API killed", api.kill_api, Size(hits=1), Size(hits=100)),
+    Fault("F40", "the API killed", api.kill_api, Size(hits=1), Size(hits=25)),
 )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
+from tests.faults import leftovers
 from tests.faults.arena import Arena
 from tests.faults.ledgers import ACKED, UNKNOWN, LineFile
 
@@ -282,7 +283,7 @@ def _write(arena: Arena, script: Path, base: int, clients: int, each: int, name:
 
 def _environment() -> dict[str, str]:
     # None of the caller's PG* variables.
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **leftovers.handed_on()}
 
 
 def _longest_commit(prefix: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from typing import Final
@@ -52,8 +53,8 @@ def silence_lines(arena: Arena) -> None:
     # With few hits there is no time for TCP as the library sets it.
     brisk = arena.size.hits < MANY
     dsn = make_conninfo(arena.through(line), **BRISK) if brisk else arena.through(line)
-    # It cannot hand back its jobs at the end, and would wait for as long as it may.
-    victim = arena.fleet.add(dsn, GRACE_SECONDS="3")
+    # At the end its line may be dead. Letting go of that takes some seconds, also when the grace is over.
+    victim = arena.fleet.add(dsn, GRACE_SECONDS="10")
     arena.fleet.disturbed.add(victim.id)
     arena.produce(keyed=True)
     arena.produce(keyed=False)
@@ -93,11 +94,15 @@ def _drop_for_good(arena: Arena, line: Line, dsn: str) -> None:
     """Drop all that its connections say, and see how soon the worker has left each; new ones work."""
     lost = callers(line.port)
     arguments = connect_arguments(dsn)
-    idle, interval, count = (int(arguments[f"keepalives_{name}"]) for name in ("idle", "interval", "count"))
+    idle, interval = (int(arguments[f"keepalives_{name}"]) for name in ("idle", "interval"))
+    unanswered = int(arguments["tcp_user_timeout"]) / 1_000
+    # Silence is found out by the first keepalive after so long. While something waits for its acknowledgement the
+    # kernel sends none, and what is said just before has as long as if nothing had been (tcp_keepalive_timer of Linux).
+    silent = idle + interval * max(1, math.ceil((unanswered - idle) / interval))
     with losing(sorted(lost)):
         seconds = _until_noticed(arena, line, lost)
     arena.hits["connections dropped for good"] += len(lost)
-    _hold_to(arena, "drop_noticed_max_s", seconds, idle + interval * count)
+    _hold_to(arena, "drop_noticed_max_s", seconds, silent + unanswered)
 
 
 def _until_noticed(arena: Arena, line: Line, lost: Collection[int]) -> float:

@@ -12,6 +12,7 @@ import psycopg
 
 from tests.faults.arena import Arena
 from tests.faults.fleet import LEASE_SECONDS, Worker
+from tests.faults.recovery import MANY
 
 
 def kill_workers(arena: Arena) -> None:
@@ -26,12 +27,15 @@ def kill_workers(arena: Arena) -> None:
 
 def kill_some(arena: Arena) -> None:
     """Kill as many workers as the size says, one after the other; some in calm, to see who has their jobs when."""
+    enough = max(2, arena.fleet.size // 2)
     for hit in range(arena.size.hits):
         if measured := arena.is_measured(hit):
             arena.until(lambda: all(worker.serves for worker in arena.fleet.workers), "all workers serve")
             arena.progress()
         time.sleep(arena.random.uniform(0.05, 0.4))
-        victim = arena.random.choice(arena.fleet.workers)
+        # One that is still being loaded has nothing to lose, and takes nothing over.
+        arena.until(lambda: len(_serving(arena)) >= enough, "half of the workers serve")
+        victim = arena.random.choice(_serving(arena))
         arena.fleet.kill(victim)
         arena.hits["worker kills"] += 1
         if measured:
@@ -39,6 +43,10 @@ def kill_some(arena: Arena) -> None:
             arena.until(partial(_are_taken_over, arena, victim), "others have the jobs of a killed worker")
         arena.fleet.fill()
     arena.progress()
+
+
+def _serving(arena: Arena) -> list[Worker]:
+    return [worker for worker in arena.fleet.workers if worker.process.poll() is None and worker.serves]
 
 
 def _are_taken_over(arena: Arena, victim: Worker) -> bool:
@@ -58,10 +66,13 @@ def kill_workers_at_points(arena: Arena) -> None:
     arena.produce(keyed=False)
     arena.progress()
     for _ in range(arena.size.hits):
-        for point in POINTS:
-            victim = arena.fleet.start(FAULTS_POINT=point, FAULTS_PASSES=str(arena.random.randrange(3)))
-            arena.fleet.disturbed.add(victim.id)
-            victim.process.wait(60)
+        victims = {
+            point: arena.fleet.start(FAULTS_POINT=point, FAULTS_PASSES=str(arena.random.randrange(3)))
+            for point in POINTS
+        }
+        arena.fleet.disturbed.update(victim.id for victim in victims.values())
+        for point, victim in victims.items():
+            victim.process.wait(120)
             if victim.process.returncode != -signal.SIGKILL:
                 arena.violate("coverage", f"the worker for {point} ended with {victim.process.returncode}")
             arena.hits[point] += 1
@@ -125,11 +136,11 @@ def _try_stale_writes(arena: Arena) -> None:
 def block_the_loop(arena: Arena) -> None:
     """F4: handlers hold the event loop for three leases; their worker is alive, so they keep their jobs."""
     arena.blames = True
-    arena.fleet.environment = {**arena.fleet.environment, "WORKER_CONCURRENCY": "1"}
     arena.produce(keyed=False)
-    blockers = arena.produce(
-        keyed=False, kind="block", payload={"seconds": 3 * LEASE_SECONDS}, rate=2.0, jobs=arena.size.hits
-    )
+    # Many are no more than the workers can do: the last ones have to end in time.
+    seconds = 3 * LEASE_SECONDS
+    rate = 2.0 if arena.size.hits < MANY else 0.8 * arena.size.workers / seconds
+    blockers = arena.produce(keyed=False, kind="block", payload={"seconds": seconds}, rate=rate, jobs=arena.size.hits)
     arena.until(lambda: blockers.acked >= arena.size.hits, "all that block are submitted", seconds=600)
     arena.hits["blocked loops"] = blockers.acked
 

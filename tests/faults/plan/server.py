@@ -161,6 +161,9 @@ def fill_disks(arena: Arena) -> None:
         arena.hits["disk of the log full"] += _panics(arena) - crashes
         time.sleep(arena.random.uniform(0.0, 1.0))
         log.free()
+        if not arena.postgres.starts():
+            # One whose recovery meets the full disk has ended, or (PostgreSQL 18) stands still, for a minute at least.
+            arena.postgres.stop(signal.SIGQUIT)
         arena.postgres.start()
         arena.progress()
     arena.hits["503"] = sum(producer.answers[503] for producer in arena.producers)

@@ -17,11 +17,10 @@ from queue_pg.errors import MigrationBusy
 from tests.faults import mixture, releases
 from tests.faults.arena import Arena
 from tests.faults.fleet import Worker
+from tests.faults.recovery import MANY, percentile
 from tests.faults.releases import Release
 
 GRACE_SECONDS: Final = 10.0
-# What docs/workers.md tells people to give containers beyond the grace.
-STOP_MARGIN_SECONDS: Final = 10.0
 REFUSED: Final = 3
 # Of one release. The run begins without any, because those that start with it are of this one.
 WORKERS: Final = 2
@@ -33,6 +32,8 @@ LEASES: Final = {"LEASE_SECONDS": "8"}
 # How long everybody may be kept waiting, and what a slow machine may add to it.
 LOCK_TIMEOUT_SECONDS: Final = 0.5
 MARGIN_SECONDS: Final = 5.0
+# For the INSERT itself, of all but one in a thousand, in runs that have many.
+ITSELF_SECONDS: Final = 0.1
 
 
 def start_with_previous(folder: Path, dsn: str) -> None:
@@ -78,6 +79,8 @@ def roll(arena: Arena) -> None:
             holder.execute("select count(*) from queue_pg.jobs")
             _replace_all(arena)
         arena.hits["rolls back" if index % 2 else "rolls"] += 1
+        # A roll takes most of the slots there are; the next one is not to find what this one has left.
+        arena.until(lambda: arena.postgres.execute(MANY_WAIT) == [], "what has waited during a roll is done")
         arena.progress()
     arena.fleet.release = None
     if any(worker.release for worker in arena.fleet.workers):
@@ -85,6 +88,9 @@ def roll(arena: Arena) -> None:
     for client in clients:
         client.stop()
     _know_limited(arena)
+
+
+MANY_WAIT: Final = "select 1 from queue_pg.jobs where state = 'queued' offset 100 limit 1"
 
 
 def _start_too_early(arena: Arena) -> int:
@@ -128,9 +134,6 @@ def _retire(arena: Arena, worker: Worker, *, twice: bool = False) -> None:
         arena.fleet.disturbed.add(worker.id)
     if (code := arena.fleet.retire(worker, twice=twice)) != 0:
         arena.violate("L2", f"{worker.id} ended with {code}")
-    seconds = arena.fleet.stop_seconds[-1]
-    if seconds > GRACE_SECONDS + STOP_MARGIN_SECONDS:
-        arena.violate("L2", f"{worker.id} took {seconds:.1f} s to end")
     arena.hits["orders to end"] += 1
 
 
@@ -266,5 +269,8 @@ def _judge(arena: Arena, seconds: Sequence[float]) -> None:
     arena.figures["insert_p50_s"] = round(statistics.median(seconds), 4)
     arena.figures["insert_max_s"] = round(max(seconds), 3)
     arena.figures["lock_timeout_s"] = LOCK_TIMEOUT_SECONDS
+    arena.figures["insert_p999_s"] = round(percentile(seconds, 0.999), 3)
+    if arena.size.hits >= MANY and arena.figures["insert_p999_s"] > LOCK_TIMEOUT_SECONDS + ITSELF_SECONDS:
+        arena.violate("L2", f"one INSERT in a thousand waited for {arena.figures['insert_p999_s']} s or more")
     if max(seconds) > LOCK_TIMEOUT_SECONDS + MARGIN_SECONDS:
         arena.violate("L2", f"an INSERT waited for {max(seconds):.1f} s, lock_timeout is {LOCK_TIMEOUT_SECONDS} s")

@@ -24,7 +24,7 @@ from queue_pg import Queue, store
 from queue_pg.errors import LeaseLost
 from queue_pg.models import LeasedJob, NewJob
 from queue_pg.tasks import Tasks, current_job
-from tests.faults.lines import Line
+from tests.faults.lines import DOWN, UP, Line
 
 LEASE: dict[str, Any] = {"lease_seconds": 1.0}
 
@@ -377,6 +377,37 @@ async def test_an_outcome_that_a_dead_line_swallows_is_recorded_within_the_grace
         end = await queue.get(job.id)
     assert (end.state, end.attempt, end.result) == ("completed", 1, "done")
     assert worker.stuck == 0
+
+
+@pytest.mark.parametrize(("way", "grace_seconds"), [("lose", 3.0), ("hold", 6.0)])
+async def test_letting_go_of_dead_lines_is_a_part_of_the_grace(
+    dsn: str, queue: Queue, way: str, grace_seconds: float
+) -> None:
+    """Lines that are there do not answer, or new ones neither; a claim and an outcome are on their way."""
+    tasks = Tasks()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @tasks.task
+    async def wait() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    server = conninfo_to_dict(dsn)
+    with closing(Line(int(server["port"] or 0), random.Random(1))) as line:
+        through = make_conninfo(dsn, host="127.0.0.1", port=line.port)
+        async with running(through, tasks, poll_seconds=0.1, grace_seconds=grace_seconds):
+            await finished(queue, (await queue.submit("chat", {"prompt": "x"})).id)
+            await queue.submit("wait")
+            await soon(begun.wait())
+            line.lose() if way == "lose" else line.hold(UP, DOWN)
+            await queue.submit("chat", {"prompt": "x"})
+            go_on.set()
+            stopped_at = time.monotonic()
+        took = time.monotonic() - stopped_at
+        line.flow()
+    # A second for a busy machine.
+    assert took < grace_seconds + 1.0
 
 
 async def test_an_outcome_outlives_an_outage(

@@ -94,6 +94,8 @@ async def test_five_are_never_six_under_eight_workers_with_kills(
         for each in [*keyed, *plain]:
             assert (await queue.wait(each.id, 60)).state == "completed"
         for worker in workers.values():
+            # One that has just been started cannot obey yet.
+            await worker.logged(" serves ")
             worker.signal(signal.SIGTERM)
         assert [await worker.ended() for worker in workers.values()] == [0] * WORKERS
     while not pipe.lines.empty():

@@ -28,7 +28,8 @@ from queue_pg_workers.tally import Tally
 
 log = logging.getLogger(__name__)
 
-LAST_CLAIM_SECONDS = 1.0
+# How long the claim under way has when the worker is to end, before it is cancelled, and again before it is cut off.
+LAST_CLAIM_SECONDS = (0.25, 1.0)
 # A worker without free slots that is notified asks for no more of it, at most this often.
 DISARM_SECONDS = 0.05
 # One that has disarmed, and has had no free slot for so long, arms again for the others.
@@ -99,7 +100,7 @@ class Claiming:
         """Claim no more; what the claim under way brings is handed back."""
         if not self._stop.is_set():
             self._stop.set()
-            self._link.interrupt_in(LAST_CLAIM_SECONDS)
+            self._link.interrupt_in(last_claim_seconds(self._config.grace_seconds))
         self._hint.set()
         self._slots.room.set()
 
@@ -207,6 +208,12 @@ class Claiming:
                         _log_begin(held.job)
                     self._attempts.start(held, self._handlers[held.job.kind])
                 await asyncio.sleep(0)
+
+
+def last_claim_seconds(grace_seconds: float) -> float:
+    """Return how long the last claim has, twice: a third of the grace in all, within bounds."""
+    shortest, longest = LAST_CLAIM_SECONDS
+    return min(longest, max(shortest, grace_seconds / 6))
 
 
 def _log_begin(job: LeasedJob) -> None:

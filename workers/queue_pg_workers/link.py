@@ -51,6 +51,7 @@ class Link:
                 async with asyncio.timeout_at(self._deadline):
                     connection = await self._connect()
                 self._connection = connection
+                self._patience = STATEMENT_SECONDS
             loop = asyncio.get_running_loop()
             until = loop.time() + min(timeout_seconds, self._patience)
             watchdog = loop.call_at(min(until, self._deadline or until), self._surroundings.sever, connection)
@@ -80,7 +81,10 @@ class Link:
             loop.call_later(2 * seconds, self._cut, self._connection, self._statements)
 
     def expect_answers_within(self, seconds: float) -> None:
-        """From now on, cut off statements that take longer, the one that runs now too: its line may be dead."""
+        """From now on, cut off statements that take longer, the one that runs now too: this line may be dead.
+
+        A line made after that is not, so its statements have their usual time.
+        """
         self._patience = seconds
         if self._lock.locked() and self._connection is not None:
             asyncio.get_running_loop().call_later(seconds, self._cut, self._connection, self._statements)

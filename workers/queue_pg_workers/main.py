@@ -20,8 +20,6 @@ from queue_pg import logs
 from queue_pg.errors import QueuePgError
 from queue_pg.models import InstanceDefaults
 from queue_pg.tracing import configure_from_environment
-from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS
-from queue_pg_workers.claiming import LAST_CLAIM_SECONDS
 from queue_pg_workers.commands.hiding import hide_process
 from queue_pg_workers.commands.runner import CommandRunner
 from queue_pg_workers.commands.settings import CommandSettings
@@ -33,7 +31,7 @@ from queue_pg_workers.providers.base import Provider
 from queue_pg_workers.providers.choice import ProviderSettings, make_provider
 from queue_pg_workers.target import load_handlers
 from queue_pg_workers.webhooks.sender import WebhookSender, WebhookSettings
-from queue_pg_workers.worker import CLEANUP_SECONDS, Worker
+from queue_pg_workers.worker import HANDING_BACK_SECONDS, INTERRUPTION_SECONDS, Worker
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +39,8 @@ log = logging.getLogger(__name__)
 CONFIG_VARIABLE = "QUEUE_PG_WORKER_PROCESS"
 # How long the process may outlive the worker's own end: non-daemon threads and atexit functions of user code.
 EXIT_SECONDS = 2.0
+# When the grace is over a worker hands back what runs; one that has not ended then cannot obey.
+LAST_RESORT_SECONDS = INTERRUPTION_SECONDS + HANDING_BACK_SECONDS + 1.8
 
 
 def main() -> None:
@@ -152,8 +152,7 @@ class _OrderToStop:
         self._loop.call_soon_threadsafe(lambda: self._worker.stop(now=now))
         grace = 0 if now else self._worker.config.grace_seconds
         self.done()
-        patience = CANCEL_PATIENCE_SECONDS + LAST_CLAIM_SECONDS + 2 * CLEANUP_SECONDS + 1
-        self._last_resort = threading.Timer(grace + patience, self._give_up)
+        self._last_resort = threading.Timer(grace + LAST_RESORT_SECONDS, self._give_up)
         self._last_resort.daemon = True
         self._last_resort.start()
 
@@ -163,7 +162,7 @@ class _OrderToStop:
 
     def _give_up(self) -> None:
         log.error("a handler blocks the event loop; the worker ends without it")
-        _exit_within(CLEANUP_SECONDS)
+        _exit_within(EXIT_SECONDS)
         self._worker.hand_back_from_thread()
         os._exit(0)
 

@@ -23,7 +23,7 @@ from queue_pg.submission import encode_kinds
 from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.wakeup import CANCEL, DUE, WAKE, Wakeups
 from queue_pg_workers.attempt import CANCEL_PATIENCE_SECONDS, Attempts
-from queue_pg_workers.claiming import LAST_CLAIM_SECONDS, Claiming, wait
+from queue_pg_workers.claiming import Claiming, wait
 from queue_pg_workers.config import WorkerConfig
 from queue_pg_workers.event_buffer import EventBuffer, Key
 from queue_pg_workers.finisher import Finisher
@@ -42,10 +42,24 @@ from queue_pg_workers.unheard import unheard
 
 log = logging.getLogger(__name__)
 
-# After the grace: for handing jobs back and forgetting the worker's row, database or not.
-CLEANUP_SECONDS = 2.0
-# Before that, for storing what handlers have said last.
-STORING_SECONDS = 1.0
+# When no handler runs any more: for recording what is left, letting go of everything and forgetting the worker's row,
+# database or not. Of a short grace half, because it is a part of it.
+CLEANUP_SECONDS = (1.0, 2.0)
+# The same when the grace is over and jobs are handed back.
+HANDING_BACK_SECONDS = 4.0
+# A handler that was interrupted has so long; a little later its slot is free.
+INTERRUPTION_SECONDS = CANCEL_PATIENCE_SECONDS + 0.2
+# For the process, when the worker has ended.
+LEAVING_SECONDS = 0.4
+# For answers over lines that may be dead: a part of the grace.
+PATIENCE = 1 / 5
+SHORTEST_PATIENCE_SECONDS = 0.5
+
+
+def cleanup_seconds(grace_seconds: float) -> float:
+    """Return how long a worker may take to let go of everything when its jobs have ended."""
+    shortest, longest = CLEANUP_SECONDS
+    return min(longest, max(shortest, grace_seconds / 2))
 
 
 class Worker:
@@ -202,6 +216,8 @@ class Worker:
             log.info("worker %s is stopping, %d jobs are running", self.id, len(self._slots))
             self.signals.emit("stopping")
             self._heartbeat.beat_soon()
+            # Another process leads better than one that is about to go.
+            maintenance_stop.set()
             await self._drain(self.config.grace_seconds, claiming)
         finally:
             # Also after an error of our own: hand back what we hold.
@@ -362,13 +378,16 @@ class Worker:
     async def _drain(self, grace_seconds: float, claiming: asyncio.Task[None]) -> None:
         """Wait for the running jobs to end and to be recorded, and for the claim under way, whose jobs are handed back.
 
-        What a claim brings to a worker that has ended would be nobody's until its leases run out.
+        What a claim brings to a worker that has ended would be nobody's until its leases run out. Handlers have
+        the whole grace; without them this ends in time for the rest to be a part of it too, should the database be away.
         """
         deadline = self._surroundings.monotonic() + grace_seconds
-        # What a dead line has swallowed is recorded over another one while there is time for it.
-        self._finishing.expect_answers_within(max(grace_seconds / 2, CLEANUP_SECONDS))
+        without_handlers = deadline - cleanup_seconds(grace_seconds) - LEAVING_SECONDS
+        for link in self._links:
+            # What a dead line has swallowed is sent over another one while there is time for it.
+            link.expect_answers_within(max(grace_seconds * PATIENCE, SHORTEST_PATIENCE_SECONDS))
         while not self._stop_now.is_set():
-            left = deadline - self._surroundings.monotonic()
+            left = (deadline if self._slots else without_handlers) - self._surroundings.monotonic()
             if left <= 0:
                 return
             self._slots.room.clear()
@@ -386,37 +405,56 @@ class Worker:
         """Hand running jobs back and let go of everything, in a bounded time even without a database."""
         self._stop.set()
         self._claims.stop()
-        last_claim = asyncio.create_task(asyncio.wait([claiming], timeout=2 * LAST_CLAIM_SECONDS))
-        for link in self._links:
-            link.hurry(CANCEL_PATIENCE_SECONDS + CLEANUP_SECONDS)
-        for held in self.leases.all():
-            held.interrupt(Interruption.SHUTDOWN)
+        seconds = cleanup_seconds(self.config.grace_seconds)
         if self._slots:
+            # The grace is over, or was skipped.
+            seconds = HANDING_BACK_SECONDS
+            for link in self._links:
+                link.hurry(INTERRUPTION_SECONDS + seconds)
+            for held in self.leases.all():
+                held.interrupt(Interruption.SHUTDOWN)
             log.warning("worker %s hands back %d running jobs", self.id, len(self._slots))
-            await self._slots.all_free(CANCEL_PATIENCE_SECONDS + 0.2)
-        await last_claim
+            await self._slots.all_free(INTERRUPTION_SECONDS)
+        for link in self._links:
+            link.hurry(seconds)
+        # Leases that are still to be given back need the heartbeat.
+        threads = None if self.leases.all() else asyncio.create_task(self._stop_threads())
         self._events.close()
-        await asyncio.wait([storing], timeout=STORING_SECONDS)
+        # Both bring outcomes.
+        await asyncio.wait([claiming, storing], timeout=seconds / 4)
         self._events.give_up()
         self._finisher.close()
-        await asyncio.wait(ending, timeout=CLEANUP_SECONDS)
+        await asyncio.wait(ending, timeout=seconds / 2)
         for link in self._links:
             link.cut()
         for task in background:
             task.cancel()
-        await asyncio.wait(background, timeout=0.5)
+        await asyncio.wait(background, timeout=seconds / 8)
         # Before the row is forgotten, or a last heartbeat would bring it back.
-        await self._blocking(self._heartbeat.stop, self.wakeups.close, timeout_seconds=1.0)
-        try:
-            if self._claims.owes_arming:
-                await self._claiming.run(lambda connection: store.arm(connection, self.config.queues))
-            await self._claiming.run(lambda connection: store.forget_worker(connection, self.id))
-        except (psycopg.Error, OSError) as error:
-            log.warning("worker %s could not remove its row: %s", self.id, error)
+        await (threads or self._stop_threads())
+        await self._forget()
         self._attempts.close()
         for link in self._links:
             await link.close()
         log.info("worker %s has ended", self.id)
+
+    async def _stop_threads(self) -> None:
+        await self._blocking(self._heartbeat.stop, self.wakeups.close, timeout_seconds=1.0)
+
+    async def _forget(self) -> None:
+        """Remove the worker's row; should the line for it be dead, over another one."""
+        try:
+            try:
+                await self._claiming.run(self._leave)
+            except psycopg.OperationalError:
+                await self._claiming.run(self._leave)
+        except (psycopg.Error, OSError) as error:
+            log.warning("worker %s could not remove its row: %s", self.id, error)
+
+    async def _leave(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        if self._claims.owes_arming:
+            await store.arm(connection, self.config.queues)
+        await store.forget_worker(connection, self.id)
 
     async def _blocking(self, *functions: Callable[[], None], timeout_seconds: float) -> None:
         """Run functions that block at the same time, and wait for them at most so long."""

@@ -53,8 +53,8 @@ def silence_lines(arena: Arena) -> None:
     # With few hits there is no time for TCP as the library sets it.
     brisk = arena.size.hits < MANY
     dsn = make_conninfo(arena.through(line), **BRISK) if brisk else arena.through(line)
-    # At the end its line may be dead. Letting go of that takes some seconds, also when the grace is over.
-    victim = arena.fleet.add(dsn, GRACE_SECONDS="10")
+    # At the end its line may be dead; letting go of that is a part of the grace.
+    victim = arena.fleet.add(dsn, GRACE_SECONDS="3")
     arena.fleet.disturbed.add(victim.id)
     arena.produce(keyed=True)
     arena.produce(keyed=False)

@@ -148,7 +148,7 @@ declare
   v_done uuid[];
   v_id uuid;
   v_forgotten record;
-  v_incomplete integer := 0;
+  v_incomplete integer;
 begin
   if action is null or action not in ('cancel', 'retry', 'reprioritize', 'delete') then
     perform queue_pg.raise_invalid('action', 'must be cancel, retry, reprioritize or delete');
@@ -260,20 +260,7 @@ begin
     end if;
     skipped := skipped || jsonb_build_object('same_priority', cardinality(v_ids) - changed);
   elsif v_ids <> '{}' and action = 'retry' then
-    -- Batches in the order of their ids, and shared work in that of its keys, as all who lock several.
-    perform from queue_pg.batches b
-    where b.id = any (array(
-      select f.batch_id from unnest(v_ids) as i (id) join queue_pg.finished_jobs f on f.id between i.id and i.id))
-    order by b.id for update;
-    select array_agg(f.id order by f.cache_key nulls first, f.id) into v_ids
-    from unnest(v_ids) as i (id) join queue_pg.finished_jobs f on f.id between i.id and i.id;
-    foreach v_id in array coalesce(v_ids, '{}') loop
-      if queue_pg.retry_if_whole(v_id, max_attempts, fresh) then
-        changed := changed + 1;
-      else
-        v_incomplete := v_incomplete + 1;
-      end if;
-    end loop;
+    select r.retried, r.incomplete into changed, v_incomplete from queue_pg.retry_each(v_ids, max_attempts, fresh) r;
     skipped := skipped || jsonb_build_object('incomplete', v_incomplete);
   elsif v_ids <> '{}' then
     v_forgotten := queue_pg.forget_jobs(v_ids);

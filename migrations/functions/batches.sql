@@ -342,28 +342,19 @@ declare
   v_after uuid := coalesce(retry_failed.after, '00000000-0000-0000-0000-000000000000');
   v_max_jobs integer := least(greatest(coalesce(retry_failed.max_jobs, 1000), 1), 10000);
   v_ids uuid[];
-  v_last uuid;
-  v_id uuid;
 begin
   if not exists (select from queue_pg.batches b where b.id = retry_failed.id) then
     perform queue_pg.raise_batch_not_found(retry_failed.id);
   end if;
-  -- All rows before the batch's: retry() of a single job takes them in this order too. Who holds one is retrying it. Those
-  -- that share their work come in the order of its keys, as who submits has them.
-  select array_agg(p.id order by p.cache_key nulls first, p.id), (array_agg(p.id order by p.id desc))[1]
-  into v_ids, v_last
+  -- All rows before the batch's: retry() of a single job takes them in this order too. Who holds one is retrying it.
+  select coalesce(array_agg(p.id order by p.id), '{}') into v_ids
   from (
-    select f.id, f.cache_key from queue_pg.finished_jobs f
+    select f.id from queue_pg.finished_jobs f
     where f.batch_id = retry_failed.id and f.id > v_after and f.state in ('failed', 'cancelled')
       and (f.state = 'failed' or retry_failed.and_cancelled) and f.retain_until > v_now
     order by f.id limit v_max_jobs for update skip locked) p;
-  retried := 0;
-  foreach v_id in array coalesce(v_ids, '{}') loop
-    if queue_pg.retry_if_whole(v_id, retry_failed.max_attempts) then
-      retried := retried + 1;
-    end if;
-  end loop;
-  last_id := case when cardinality(v_ids) = v_max_jobs then v_last end;
+  select r.retried into retried from queue_pg.retry_each(v_ids, retry_failed.max_attempts) r;
+  last_id := case when cardinality(v_ids) = v_max_jobs then v_ids[v_max_jobs] end;
   return next;
 end
 $$;

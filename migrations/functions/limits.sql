@@ -208,6 +208,20 @@ begin
 end
 $$;
 
+-- The same, for who holds jobs already: does not wait for any longer than a moment. False: somebody kept one, and none is marked off.
+create or replace function queue_pg.unmark_attempts_soon(org text, scope text, name text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '250ms'
+as $$
+begin
+  perform queue_pg.unmark_attempts(org, scope, name, false);
+  return true;
+exception when lock_not_available or deadlock_detected then
+  return false;
+end
+$$;
+
 -- Returns whether there was one. What runs goes on; a template takes the limits made from it along.
 create or replace function queue_pg.remove_limit(scope text, name text, org text default 'default') returns boolean
 language plpgsql
@@ -217,17 +231,28 @@ declare
   v_removed integer;
 begin
   perform pg_advisory_xact_lock(7310579610401947749);
+  -- What runs is no longer counted: a limit that a template makes of the same key must not be given back what it has
+  -- never had. Jobs are locked before limits, so those that start meanwhile are looked for again.
+  <<unmarking>>
   loop
-    -- What runs is no longer counted: a limit that a template makes of the same key must not be given back what it has
-    -- never had. Jobs are locked before limits, so those that start meanwhile are looked for again.
-    perform queue_pg.unmark_attempts(org, scope, name, false);
     begin
-      perform queue_pg.lock_limits(org, scope, name);
-      -- One that somebody else has locked may be about to end, and waits for the limit.
-      exit when queue_pg.unmark_attempts(org, scope, name, true);
+      -- Waits for jobs in the order of their ids, and has none yet.
+      perform queue_pg.unmark_attempts(org, scope, name, false);
+      loop
+        begin
+          perform queue_pg.lock_limits(org, scope, name);
+          -- One that somebody else has locked may be about to end, and waits for the limit.
+          exit unmarking when queue_pg.unmark_attempts(org, scope, name, true);
+          raise no_data_found;
+        exception when no_data_found then
+          null; -- The limits are let go again.
+        end;
+        -- Those that are left may be before those that are held: who keeps one may wait for these.
+        exit when not queue_pg.unmark_attempts_soon(org, scope, name);
+      end loop;
       raise no_data_found;
     exception when no_data_found then
-      null; -- The limits are let go again.
+      null; -- The jobs are let go, too, and it starts anew.
     end;
   end loop;
   with removed as (

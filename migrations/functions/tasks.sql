@@ -434,6 +434,75 @@ begin
 end
 $$;
 
+-- Retries many jobs that have ended, whose rows the caller has locked; `incomplete` are the tasks that retry_if_whole() leaves
+-- as they are. One retry after the other would take the rows of each kind in the order of the jobs. So what several of
+-- them have to lock is locked before, one kind after the other as retry() has them, and those of one kind in the order of
+-- their keys, as with all who lock several.
+create or replace function queue_pg.retry_each(
+  ids uuid[], max_attempts integer default null, fresh boolean default false, out retried integer, out incomplete integer)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_variable
+declare
+  v_plain uuid[];
+  v_children uuid[];
+  v_key_orgs text[];
+  v_keys text[];
+  v_key_ids uuid[];
+  v_cache_keys bytea[];
+  v_batches uuid[];
+  v_id uuid;
+begin
+  retried := 0;
+  incomplete := 0;
+  -- FILTERs, not WHEREs, as in act_on_jobs().
+  select coalesce(array_agg(f.id order by f.cache_key nulls first, f.id) filter (where coalesce(f.parents_left, 0) <= 0), '{}'),
+    coalesce(array_agg(f.id order by f.cache_key nulls first, f.id) filter (where f.parents_left > 0), '{}'),
+    array_agg(f.org::text) filter (where f.unique_key is not null),
+    array_agg(f.unique_key::text) filter (where f.unique_key is not null),
+    array_agg(f.id) filter (where f.unique_key is not null),
+    array_agg(distinct f.cache_key) filter (where f.cache_key is not null), array_agg(distinct f.batch_id)
+  into v_plain, v_children, v_key_orgs, v_keys, v_key_ids, v_cache_keys, v_batches
+  from unnest(ids) as i (id) join queue_pg.finished_jobs f on f.id between i.id and i.id;
+  perform from unnest(v_key_orgs, v_keys, v_key_ids) as k (org, unique_key, job_id)
+  join queue_pg.unique_keys u on u.org = k.org and u.unique_key = k.unique_key and u.job_id = k.job_id
+  order by u.org, u.unique_key for update of u;
+  -- Those that are gone are made again by the retries, in this order too.
+  perform from unnest(v_cache_keys) as k (key) join queue_pg.cache_entries c on c.cache_key between k.key and k.key
+  order by c.cache_key for no key update of c;
+  perform from unnest(v_batches) as i (id) join queue_pg.batches b on b.id between i.id and i.id
+  order by b.id for update of b;
+
+  -- Shared work in the order of its keys. Who waits for others is behind: a parent that lives must not be held by who comes
+  -- to what is before it, and one that is retried here is the caller's own.
+  foreach v_id in array v_plain loop
+    if queue_pg.retry_if_whole(v_id, max_attempts, fresh) then
+      retried := retried + 1;
+    else
+      incomplete := incomplete + 1;
+    end if;
+  end loop;
+  if v_children <> '{}' then
+    -- Of all at once: each by itself would wait for its own with those of the one before.
+    perform from queue_pg.hold_parents(array(
+      select distinct d.parent_id from unnest(v_children) as c (id) join queue_pg.dependencies d on d.child_id between c.id and c.id));
+  end if;
+  foreach v_id in array v_children loop
+    if queue_pg.retry_if_whole(v_id, max_attempts, fresh) then
+      retried := retried + 1;
+    else
+      incomplete := incomplete + 1;
+    end if;
+  end loop;
+end
+$$;
+
 -- Whether a job has subtasks.
 create or replace function queue_pg.is_planned(id uuid) returns boolean
 language sql volatile as $$

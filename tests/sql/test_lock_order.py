@@ -46,6 +46,11 @@ NEVER_WAIT: Final = {
     "expire": "select queue_pg.expire()",
     "maintain": "select queue_pg.maintain()",
 }
+# These put back all that has failed of a batch.
+RETRIES: Final = {
+    "retry_failed": "select * from queue_pg.retry_failed(%(batch)s)",
+    "act_on_jobs": "select * from queue_pg.act_on_jobs('retry', jsonb_build_object('batch_id', %(batch)s::uuid))",
+}
 HELD: Final = "select id from queue_pg.jobs where id = %s for update"
 FREE: Final = "select id from queue_pg.jobs where id = any (%s) order by id for update skip locked"
 
@@ -156,3 +161,70 @@ async def test_a_batch_is_locked_before_its_jobs(conn: Connection, dsn: str) -> 
         async with under_way(conn, dsn, FUNCTIONS["cancel a batch"], parameters) as task:
             assert not task.done()
             assert [row[0] for row in await rows(eye, FREE, (ids,))] == ids
+
+
+async def failed(conn: Connection, jobs: list[dict[str, Any]]) -> UUID:
+    """Submit jobs in a batch, of which all that can start fail, and return the batch."""
+    [[batch]] = await rows(conn, "select queue_pg.create_batch('b')")
+    await rows(
+        conn, "select queue_pg.submit_many(%s)", (json.dumps([{**job, "batch_id": str(batch)} for job in jobs]),)
+    )
+    await rows(
+        conn,
+        "select queue_pg.fail(c.id, c.lease_token, '{}', retry => false)"
+        " from queue_pg.claim('w', '{default}', max_jobs => 9) c",
+    )
+    assert await rows(conn, "select state::text from queue_pg.finished_jobs where batch_id = %s", (batch,)) == [
+        ("failed",)
+    ] * len(jobs)
+    return batch
+
+
+async def check_pair(conn: Connection, dsn: str, statement: str, batch: UUID, lock: str, low: Any, high: Any) -> None:
+    """Hold one of two rows, and see whether the statement that waits for it has the other."""
+    for held, other, has in ((low, high, False), (high, low, True)):
+        async with (
+            await psycopg.AsyncConnection.connect(dsn) as holder,
+            await psycopg.AsyncConnection.connect(dsn) as eye,
+        ):
+            assert len(await rows(holder, lock, (held,))) == 1
+            async with under_way(conn, dsn, statement, {"batch": batch}) as task:
+                assert not task.done(), f"does not wait: {task.exception() or task.result()}"
+                assert (await rows(eye, f"{lock} skip locked", (other,)) == []) is has
+
+
+@pytest.mark.parametrize("name", RETRIES)
+async def test_retries_of_many_lock_the_parents_of_all_in_one_order(conn: Connection, dsn: str, name: str) -> None:
+    """The first child waits for the later parent, the second one for the earlier."""
+    low, high = [row[0] for row in await rows(conn, "select queue_pg.submit('p') from generate_series(1, 2)")]
+    assert low < high
+    batch = await failed(
+        conn,
+        [{"kind": "c", "depends_on": [{"job": str(parent), "on_unsuccessful": "fail"}]} for parent in (high, low)],
+    )
+    await rows(conn, "select queue_pg.retry(p) from unnest(%s) p", ([low, high],))
+    await check_pair(conn, dsn, RETRIES[name], batch, HELD, low, high)
+    assert await rows(conn, RETRIES[name], {"batch": batch}) != []
+    assert await rows(conn, "select state::text from queue_pg.jobs where batch_id = %s", (batch,)) == [("waiting",)] * 2
+
+
+@pytest.mark.parametrize("name", RETRIES)
+async def test_retries_of_many_lock_unique_keys_in_one_order(conn: Connection, dsn: str, name: str) -> None:
+    batch = await failed(conn, [{"kind": "k", "unique_key": key} for key in ("b", "a")])
+    lock = "select 1 from queue_pg.unique_keys where unique_key = %s for update"
+    await check_pair(conn, dsn, RETRIES[name], batch, lock, "a", "b")
+
+
+@pytest.mark.parametrize("name", RETRIES)
+async def test_retries_of_many_lock_shared_work_before_their_batch(conn: Connection, dsn: str, name: str) -> None:
+    batch = await failed(conn, [{"kind": "k"}, {"kind": "k", "cache": True}])
+    # Somebody else does that work now.
+    await rows(conn, "select queue_pg.submit('k', cache => true)")
+    async with await psycopg.AsyncConnection.connect(dsn) as holder, await psycopg.AsyncConnection.connect(dsn) as eye:
+        assert len(await rows(holder, "select 1 from queue_pg.cache_entries for update")) == 1
+        async with under_way(conn, dsn, RETRIES[name], {"batch": batch}) as task:
+            assert not task.done()
+            assert (
+                len(await rows(eye, "select 1 from queue_pg.batches where id = %s for update skip locked", (batch,)))
+                == 1
+            )

@@ -422,6 +422,45 @@ async def test_a_limit_is_removed_while_a_worker_ends_its_job(conn: Connection, 
     assert await rows(conn, "select * from queue_pg.recount_limits()") == []
 
 
+async def test_a_limit_is_removed_while_a_worker_has_a_job_and_waits_for_a_later_one(
+    conn: Connection, dsn: str
+) -> None:
+    """The earlier one has started only after the later one was locked."""
+    await conn.execute("select queue_pg.set_limit('key', 'a', max_running => 9)")
+    early = await value(conn, "select queue_pg.submit('k', delay => '1 hour', limit_key => 'a')")
+    late = await value(conn, "select queue_pg.submit('k', limit_key => 'a')")
+    await claim(conn)
+    lock = "select from queue_pg.jobs where id = %s for update"
+    async with (
+        await connect(dsn) as worker,
+        await connect(dsn) as holder,
+        await connect(dsn, autocommit=True) as other,
+    ):
+        # If they wait for each other it is the removal that finds out.
+        await worker.execute("set deadlock_timeout = '1min'")
+        await worker.commit()
+        await other.execute("set deadlock_timeout = '500ms'")
+        await holder.execute("select from queue_pg.limits for update")
+        pending = asyncio.create_task(sqlstate_of(other, "select queue_pg.remove_limit('key', 'a')"))
+        await until_blocked(conn, pending, other.info.backend_pid)
+        await worker.execute(
+            "update queue_pg.jobs set state = 'running', counted = 2, worker_id = 'w', lease_token = 1,"
+            " claimed_at = now(), lease_expires_at = 'infinity' where id = %s",
+            (early,),
+        )
+        await worker.commit()
+        await worker.execute(lock.encode(), (early,))
+        wanting = asyncio.create_task(sqlstate_of(worker, lock, (late,)))
+        await until_blocked(conn, wanting, worker.info.backend_pid)
+        assert not wanting.done()
+        await holder.commit()
+        assert await wanting is None
+        await worker.commit()
+        assert await pending is None
+    assert await rows(conn, "select from queue_pg.limits") == []
+    assert await rows(conn, "select counted from queue_pg.jobs order by id") == [(None,), (None,)]
+
+
 async def test_a_limit_set_while_a_claim_makes_it_from_a_template_counts_that_claim(conn: Connection, dsn: str) -> None:
     await conn.execute("select queue_pg.set_limit('key', 't:*', max_running => 2)")
     await conn.execute("insert into queue_pg.jobs (kind, limit_key) select 'k', 't:1' from generate_series(1, 9)")

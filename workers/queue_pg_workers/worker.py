@@ -379,7 +379,7 @@ class Worker:
         """Wait for the running jobs to end and to be recorded, and for the claim under way, whose jobs are handed back.
 
         What a claim brings to a worker that has ended would be nobody's until its leases run out. Handlers have
-        the whole grace; without them this ends in time for the rest to be a part of it too, should the database be away.
+        the whole grace; without them this ends in time for the rest to be a part of it too.
         """
         deadline = self._surroundings.monotonic() + grace_seconds
         without_handlers = deadline - cleanup_seconds(grace_seconds) - LEAVING_SECONDS

@@ -383,7 +383,7 @@ class Worker:
         """
         deadline = self._surroundings.monotonic() + grace_seconds
         without_handlers = deadline - cleanup_seconds(grace_seconds) - LEAVING_SECONDS
-        for link in self._links:
+        for link in (self._finishing, self._for_handlers):
             # What a dead line has swallowed is sent over another one while there is time for it.
             link.expect_answers_within(max(grace_seconds * PATIENCE, SHORTEST_PATIENCE_SECONDS))
         while not self._stop_now.is_set():
@@ -443,6 +443,7 @@ class Worker:
 
     async def _forget(self) -> None:
         """Remove the worker's row; should the line for it be dead, over another one."""
+        self._claiming.expect_answers_within(SHORTEST_PATIENCE_SECONDS)
         try:
             try:
                 await self._claiming.run(self._leave)

@@ -1,25 +1,31 @@
-"""`python -m tests.faults [FAULT..] [--seed N] [--short] [--minutes N] [--hours N] [--folder PATH] [--write]`."""
+"""`python -m tests.faults [FAULT..] [--seed N] [--short] [--minutes N] [--hours N] [--folder PATH] [--write]`.
+
+With `--recheck` it makes no run, and judges those that are in the folder again, by their ledgers.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tests.faults import report
 from tests.faults.arena import Verdict, run
 from tests.faults.plan import FAULTS
+from tests.faults.record import Record
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run faults one after the other; return 1 when a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="FAULT", help="such as F1; all without")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of everything that is random")
+    parser.add_argument("--seed", type=int, help="of everything that is random; the time without")
     parser.add_argument("--short", action="store_true", help="a few hits each, in minutes instead of hours")
     parser.add_argument("--minutes", type=float, help="begin no more faults after so long; the same seed goes on")
     parser.add_argument("--folder", type=Path, default=Path(".faults"), help="where ledgers and verdicts go")
@@ -27,10 +33,15 @@ def main() -> int:
     parser.add_argument(
         "--write", action="store_true", help="publish the full runs of this seed in docs/reliability.md"
     )
-    arguments = parser.parse_args()
+    parser.add_argument("--recheck", action="store_true", help="judge the runs in the folder again, by their ledgers")
+    arguments = parser.parse_args(argv)
     names = {fault.name for fault in FAULTS}
     if unknown := set(arguments.names) - names:
         parser.error(f"there are no faults {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
+    if arguments.recheck:
+        return _recheck(arguments.folder, arguments.names, arguments.seed)
+    if arguments.seed is None:
+        arguments.seed = int(time.time())
     # As Ctrl-C does: whatever runs is ended, and what was mounted is taken away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     logging.disable()  # applications that tell of an outage are not the news here
@@ -64,6 +75,35 @@ def main() -> int:
     if arguments.write:
         report.write(report.gather(arguments.folder, arguments.seed))
     return 1 if failed else 0
+
+
+def _recheck(folder: Path, names: Sequence[str], seed: int | None) -> int:
+    """Judge the runs in the folder again; return 1 when a promise is broken or a verdict was another."""
+    failed, found = False, 0
+    for path in sorted(folder.glob("F*/verdict.json")):
+        verdict = Verdict(**json.loads(path.read_text()))
+        if (names and verdict.fault not in names) or seed not in {None, verdict.seed}:
+            continue
+        found += 1
+        try:
+            account = Record.load(path.parent).account()
+        except FileNotFoundError as error:
+            sys.stdout.write(f"{path.parent}: {Path(error.filename).name} is missing\n")
+            failed = True
+            continue
+        differing = [name for name, value in account.figures.items() if verdict.figures.get(name) != value]
+        broken = [str(violation) for violation in account.violations]
+        jobs, lost, twice = (account.figures[name] for name in ("jobs", "lost", "duplicates_unexplained"))
+        sys.stdout.write(f"{path.parent}: {jobs:,} jobs, {lost} lost, {twice} done twice without a reason\n")
+        for name in differing:
+            was = verdict.figures.get(name)
+            sys.stdout.write(f"  DIFFERS {name}: {account.figures[name]}, its verdict says {was}\n")
+        for text in broken[:20]:
+            sys.stdout.write(f"  BROKEN {text}\n")
+        failed = failed or bool(differing or broken)
+    if not found:
+        sys.stderr.write(f"error: there is no such run in {folder}\n")
+    return int(failed or not found)
 
 
 def _say(title: str, verdict: Verdict) -> None:

@@ -21,15 +21,16 @@ from psycopg.conninfo import make_conninfo
 from benchmarks.results import commit
 from queue_pg.schema import migrate
 from tests.faults import ledgers, leftovers, logs, mixture
-from tests.faults.checker import Expectation, Violation, check
+from tests.faults.checker import Expectation, Violation
 from tests.faults.client import ClientProcess
 from tests.faults.fleet import LEASE_SECONDS, Fleet, Worker
 from tests.faults.ledgers import Evidence
 from tests.faults.lines import Line, Weather
 from tests.faults.mixture import Mixer
-from tests.faults.parts import Parts, find_broken, read_parts
+from tests.faults.parts import read_parts
 from tests.faults.postgres import Postgres
 from tests.faults.producers import HttpProducer, Producer
+from tests.faults.record import Record
 from tests.faults.recovery import (
     AFTER_SECONDS,
     CALM_SECONDS,
@@ -291,29 +292,28 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
         left = _left_behind(mark, postgres.data)
         if left:
             arena.violate("L1", f"processes are left behind: {left}")
-        account = check(
-            evidence,
-            Expectation(
-                excused=fleet.disturbed if arena.blames else None,
-                may_remain=arena.may_remain,
-                caps=arena.caps,
-                dead_at_ns=fleet.dead_at_ns,
-                forgets=arena.forgets,
-                forsaken=arena.forsaken,
-            ),
+        expectation = Expectation(
+            excused=fleet.disturbed if arena.blames else None,
+            may_remain=arena.may_remain,
+            caps=arena.caps,
+            dead_at_ns=fleet.dead_at_ns,
+            forgets=arena.forgets,
+            forsaken=arena.forsaken,
         )
-        broken = [Violation(*one) for one in find_broken(parts, evidence.runs, evidence.stored)]
+        Record(evidence, expectation, parts).keep(folder)
+        # What is judged is what everybody can read.
+        record = Record.load(folder)
+        account = record.account()
         busiest = logs.busiest(folder)
         if busiest.lines > logs.MOST_LINES:
             arena.violate(
                 "R1", f"{busiest.process} wrote {busiest.lines} lines about no job in the second {busiest.second}"
             )
-        times = _times(arena, evidence)
-        violations = [*arena.violations, *account.violations, *broken, *_coverage(arena)]
+        times = _times(arena, record.evidence)
+        violations = [*arena.violations, *account.violations, *_coverage(arena)]
         recoveries = arena.recoveries or [0.0]
         figures: dict[str, float] = {
             **account.figures,
-            **_counts(parts),
             **arena.figures,
             **times,
             "recovery_p50_s": round(statistics.median(recoveries), 3),
@@ -407,15 +407,3 @@ def _coverage(arena: Arena) -> list[Violation]:
         return [Violation("coverage", "-", "nothing was disturbed")]
     missed = [name for name, count in arena.hits.items() if count == 0]
     return [Violation("coverage", "-", f"never happened: {name}") for name in missed]
-
-
-def _counts(parts: Parts) -> dict[str, float]:
-    """Return how much there was of each part, where a mixture was submitted."""
-    if not parts.members:
-        return {}
-    return {
-        "families": len(parts.families),
-        "batches": len(parts.members),
-        "steps": len(parts.steps),
-        "artifacts": len(parts.makers),
-    }

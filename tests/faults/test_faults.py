@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.faults import ledgers
+from tests.faults.__main__ import main
 from tests.faults.arena import Verdict, run
 from tests.faults.checker import Expectation, check
-from tests.faults.ledgers import Evidence
+from tests.faults.ledgers import ACKED, Evidence
 from tests.faults.plan import FAULTS, fault
+from tests.faults.record import STORED, Record
 
 
 @pytest.mark.parametrize("name", [one.name for one in FAULTS])
@@ -26,20 +29,12 @@ def test_nothing_is_lost_and_nothing_is_unexplained(name: str, tmp_path: Path) -
     assert verdict.figures["lost"] == verdict.figures["duplicates_unexplained"] == 0
 
 
-def test_a_run_that_was_tampered_with_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_tampered_with_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real ledgers of a real run, each spoilt in one place."""
-    kept: list[Evidence] = []
-
-    def keep(folder: Path, dsn: str) -> Evidence:
-        kept.append(_read(folder, dsn))
-        return kept[-1]
-
-    _read = ledgers.read_evidence
-    monkeypatch.setattr(ledgers, "read_evidence", keep)
     one = fault("F1")
     verdict: Verdict = run(one, seed=1, folder=tmp_path / "F1", size=replace(one.short, hits=2))
     assert verdict.violations == []
-    [evidence] = kept
+    evidence = Record.load(tmp_path / "F1").evidence
 
     def broken(tampered: Evidence) -> set[str]:
         return {violation.invariant for violation in check(tampered, Expectation()).violations}
@@ -50,3 +45,28 @@ def test_a_run_that_was_tampered_with_is_seen(tmp_path: Path, monkeypatch: pytes
     assert "S5" in broken(replace(evidence, runs=[*evidence.runs, evidence.runs[0]]))
     flipped = replace(dropped, state="failed")
     assert "S4" in broken(replace(evidence, stored=[flipped if row is dropped else row for row in evidence.stored]))
+
+    def recheck() -> tuple[int, str]:
+        return main(["--recheck", "--folder", str(tmp_path)]), capsys.readouterr().out
+
+    code, told = recheck()
+    assert (code, told.splitlines()) == (
+        0,
+        [f"{tmp_path}/F1: {len(evidence.stored):,} jobs, 0 lost, 0 done twice without a reason"],
+    )
+    stored = tmp_path / "F1" / STORED
+    lines = gzip.decompress(stored.read_bytes()).splitlines(keepends=True)
+    acked = {submission.id for submission in evidence.submissions if submission.word == ACKED}
+    [index, job] = next((index, job) for index, line in enumerate(lines) if (job := json.loads(line)[0]) in acked)
+    stored.write_bytes(gzip.compress(b"".join(lines[:index] + lines[index + 1 :])))
+    code, told = recheck()
+    assert code == 1
+    assert f"DIFFERS jobs: {len(lines) - 1}, its verdict says {len(lines)}" in told
+    assert f"BROKEN S1 {job}: was acknowledged; stored: []" in told
+    stored.unlink()
+    assert recheck() == (1, f"{tmp_path}/F1: stored.jsonl.gz is missing\n")
+
+
+def test_a_recheck_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["F1", "--recheck", "--folder", str(tmp_path)]) == 1
+    assert "there is no such run" in capsys.readouterr().err

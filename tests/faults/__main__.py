@@ -91,6 +91,10 @@ def _recheck(folder: Path, names: Sequence[str], seed: int | None) -> int:
             sys.stdout.write(f"{path.parent}: {Path(error.filename).name} is missing\n")
             failed = True
             continue
+        except (OSError, EOFError, ValueError) as error:
+            sys.stdout.write(f"{path.parent}: its ledgers cannot be read, {error}\n")
+            failed = True
+            continue
         differing = [name for name, value in account.figures.items() if verdict.figures.get(name) != value]
         broken = [str(violation) for violation in account.violations]
         jobs, lost, twice = (account.figures[name] for name in ("jobs", "lost", "duplicates_unexplained"))
@@ -100,7 +104,11 @@ def _recheck(folder: Path, names: Sequence[str], seed: int | None) -> int:
             sys.stdout.write(f"  DIFFERS {name}: {account.figures[name]}, its verdict says {was}\n")
         for text in broken[:20]:
             sys.stdout.write(f"  BROKEN {text}\n")
-        failed = failed or bool(differing or broken)
+        # Of times, logs and leftovers, which the run saw itself; or of what the ledgers do not show any more.
+        others = [text for text in verdict.violations if text not in broken]
+        for text in others[:20]:
+            sys.stdout.write(f"  BROKEN by its verdict: {text}\n")
+        failed = failed or bool(differing or broken or others)
     if not found:
         sys.stderr.write(f"error: there is no such run in {folder}\n")
     return int(failed or not found)

@@ -54,6 +54,10 @@ def test_a_run_that_was_tampered_with_is_seen(tmp_path: Path, capsys: pytest.Cap
         0,
         [f"{tmp_path}/F1: {len(evidence.stored):,} jobs, 0 lost, 0 done twice without a reason"],
     )
+    late = tmp_path / "F1" / "verdict.json"
+    late.write_text(replace(verdict, violations=["L1 -: took too long"]).as_json())
+    assert recheck() == (1, f"{told}  BROKEN by its verdict: L1 -: took too long\n")
+    late.write_text(verdict.as_json())
     stored = tmp_path / "F1" / STORED
     lines = gzip.decompress(stored.read_bytes()).splitlines(keepends=True)
     acked = {submission.id for submission in evidence.submissions if submission.word == ACKED}

@@ -15,7 +15,7 @@ from queue_pg_workers.event_buffer import EventBuffer
 from queue_pg_workers.link import Link
 from queue_pg_workers.signals import Signals
 
-from queue_pg import InvalidJob, JobEvent, LeaseLost, Queue
+from queue_pg import InvalidJob, JobEvent, LeaseLost, Queue, store
 from queue_pg.handler_events import chunk_events, log_event
 from queue_pg.tasks import JobContext, Tasks, current_job
 from queue_pg.testing import drain
@@ -360,6 +360,31 @@ async def test_a_batch_whose_answer_was_lost_is_not_stored_twice(
     await soon(storing)
     lines = [data["line"] for _, data in await told(queue, claimed.id)]
     assert lines == [*(f"before {n}" for n in range(before)), "one", "two"]
+
+
+async def test_whether_a_batch_was_stored_is_told_when_the_statement_that_stores_it_has_ended(
+    queue: Queue, conn: psycopg.AsyncConnection, dsn: str
+) -> None:
+    """Its line may be cut while the server is still at it."""
+    await queue.submit("k")
+    [claimed] = await queue.claim("w", ["default"])
+    async with (
+        await psycopg.AsyncConnection.connect(dsn) as server,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as asking,
+    ):
+        await server.execute(
+            "select queue_pg.append_events(%s::uuid[], array[1]::bigint[], array['log'], array['{}']::jsonb[])",
+            ([claimed.id],),
+        )
+        told = asyncio.create_task(store.appended(asking, [claimed.id], [1]))
+        waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+        async with asyncio.timeout(20):
+            while not told.done():
+                if await (await conn.execute(waits, (asking.info.backend_pid,))).fetchone() == (True,):
+                    break
+                await asyncio.wait({told}, timeout=0.01)
+        await server.commit()
+        assert await soon(told) == {str(claimed.id): (True, 1)}
 
 
 async def test_the_buffer_is_bounded_and_the_handlers_wait(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:

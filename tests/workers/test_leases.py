@@ -383,7 +383,7 @@ async def test_an_outcome_that_a_dead_line_swallows_is_recorded_within_the_grace
 async def test_letting_go_of_dead_lines_is_a_part_of_the_grace(
     dsn: str, queue: Queue, way: str, grace_seconds: float
 ) -> None:
-    """Lines that are there do not answer, or new ones neither; a claim and an outcome are on their way."""
+    """Lines that are there do not answer, or new ones neither; a claim, an event and an outcome are on their way."""
     tasks = Tasks()
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -391,6 +391,7 @@ async def test_letting_go_of_dead_lines_is_a_part_of_the_grace(
     async def wait() -> str:
         begun.set()
         await go_on.wait()
+        await current_job().log("said")
         return "done"
 
     server = conninfo_to_dict(dsn)

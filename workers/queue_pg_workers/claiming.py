@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import psycopg
+from psycopg import AsyncConnection
 
 from queue_pg import store
 from queue_pg.models import LeasedJob
@@ -142,8 +144,12 @@ class Claiming:
     async def _claim(self, asked_at: float, free: int) -> None:
         wanted = min(free, self._at_once)
         arm = self._looking.arm(listening=self._listening())
-        jobs = await self._link.run(
-            lambda connection: store.claim_for_worker(
+
+        async def claim(connection: AsyncConnection[Any]) -> list[LeasedJob]:
+            # Connecting may have taken long.
+            if self._stop.is_set():
+                return []
+            return await store.claim_for_worker(
                 connection,
                 self._worker_id,
                 self._config.queues,
@@ -152,7 +158,8 @@ class Claiming:
                 lease_seconds=self._config.lease_seconds,
                 arm=arm,
             )
-        )
+
+        jobs = await self._link.run(claim)
         if self._tally is not None:
             self._tally.claims.add(self._surroundings.monotonic() - asked_at)
             self._tally.claimed += len(jobs)

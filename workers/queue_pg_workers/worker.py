@@ -43,12 +43,15 @@ from queue_pg_workers.unheard import unheard
 log = logging.getLogger(__name__)
 
 # When no handler runs any more: for recording what is left, letting go of everything and forgetting the worker's row,
-# database or not. Of a short grace half, because it is a part of it.
-CLEANUP_SECONDS = (1.0, 2.0)
+# database or not. Of a short grace half, because it is a part of it; a very short one is for handlers alone.
+CLEANUP_SECONDS = 2.0
+SHORTEST_GRACE_SECONDS = 3.0
 # The same when the grace is over and jobs are handed back.
 HANDING_BACK_SECONDS = 4.0
 # A handler that was interrupted has so long; a little later its slot is free.
 INTERRUPTION_SECONDS = CANCEL_PATIENCE_SECONDS + 0.2
+# What was cut off has noticed by then.
+CUT_SECONDS = 0.05
 # For the process, when the worker has ended.
 LEAVING_SECONDS = 0.4
 # For answers over lines that may be dead: a part of the grace.
@@ -58,8 +61,9 @@ SHORTEST_PATIENCE_SECONDS = 0.5
 
 def cleanup_seconds(grace_seconds: float) -> float:
     """Return how long a worker may take to let go of everything when its jobs have ended."""
-    shortest, longest = CLEANUP_SECONDS
-    return min(longest, max(shortest, grace_seconds / 2))
+    if grace_seconds < SHORTEST_GRACE_SECONDS:
+        return CLEANUP_SECONDS
+    return min(CLEANUP_SECONDS, grace_seconds / 2)
 
 
 class Worker:
@@ -216,9 +220,7 @@ class Worker:
             log.info("worker %s is stopping, %d jobs are running", self.id, len(self._slots))
             self.signals.emit("stopping")
             self._heartbeat.beat_soon()
-            # Another process leads better than one that is about to go.
-            maintenance_stop.set()
-            await self._drain(self.config.grace_seconds, claiming)
+            await self._drain(self.config.grace_seconds, claiming, maintenance_stop)
         finally:
             # Also after an error of our own: hand back what we hold.
             maintenance_stop.set()
@@ -375,18 +377,24 @@ class Worker:
         except (psycopg.Error, OSError) as error:
             log.warning("worker %s could not hand its jobs back: %s", self.id, error)
 
-    async def _drain(self, grace_seconds: float, claiming: asyncio.Task[None]) -> None:
+    async def _drain(self, grace_seconds: float, claiming: asyncio.Task[None], maintenance_stop: asyncio.Event) -> None:
         """Wait for the running jobs to end and to be recorded, and for the claim under way, whose jobs are handed back.
 
         What a claim brings to a worker that has ended would be nobody's until its leases run out. Handlers have
         the whole grace; without them this ends in time for the rest to be a part of it too.
         """
-        deadline = self._surroundings.monotonic() + grace_seconds
-        without_handlers = deadline - cleanup_seconds(grace_seconds) - LEAVING_SECONDS
-        for link in (self._finishing, self._for_handlers):
-            # What a dead line has swallowed is sent over another one while there is time for it.
-            link.expect_answers_within(max(grace_seconds * PATIENCE, SHORTEST_PATIENCE_SECONDS))
+        deadline = without_handlers = self._surroundings.monotonic() + grace_seconds
+        if grace_seconds >= SHORTEST_GRACE_SECONDS:
+            without_handlers -= cleanup_seconds(grace_seconds) + LEAVING_SECONDS
+        # What a dead line has swallowed is sent over another one while there is time for it.
+        patience = max(grace_seconds * PATIENCE, SHORTEST_PATIENCE_SECONDS)
+        self._finishing.expect_answers_within(patience)
         while not self._stop_now.is_set():
+            if not (self._slots or maintenance_stop.is_set()):
+                # Nobody who may fail by it says anything over this line any more.
+                self._for_handlers.expect_answers_within(patience)
+                # Another process leads better than one that is about to go.
+                maintenance_stop.set()
             left = (deadline if self._slots else without_handlers) - self._surroundings.monotonic()
             if left <= 0:
                 return
@@ -417,29 +425,32 @@ class Worker:
             await self._slots.all_free(INTERRUPTION_SECONDS)
         for link in self._links:
             link.hurry(seconds)
-        # Leases that are still to be given back need the heartbeat.
-        threads = None if self.leases.all() else asyncio.create_task(self._stop_threads())
         self._events.close()
-        # Both bring outcomes.
+        # Both bring outcomes. A claim is cancelled within this time, and cut off, too.
+        self._claiming.interrupt_in(seconds / 12)
         await asyncio.wait([claiming, storing], timeout=seconds / 4)
         self._events.give_up()
         self._finisher.close()
+        # What is recorded in this time needs no heartbeat more.
+        closing = [self._heartbeat.stop, self.wakeups.close]
+        if self._metrics is not None:
+            closing.append(self._metrics.close)
+        threads = asyncio.create_task(self._blocking(*closing, timeout_seconds=seconds / 2))
         await asyncio.wait(ending, timeout=seconds / 2)
         for link in self._links:
             link.cut()
+        # What was cut off ends by itself; what is cancelled asks the server first.
+        await asyncio.wait([claiming, storing, *ending], timeout=CUT_SECONDS)
         for task in background:
             task.cancel()
         await asyncio.wait(background, timeout=seconds / 8)
         # Before the row is forgotten, or a last heartbeat would bring it back.
-        await (threads or self._stop_threads())
+        await threads
         await self._forget()
         self._attempts.close()
         for link in self._links:
             await link.close()
         log.info("worker %s has ended", self.id)
-
-    async def _stop_threads(self) -> None:
-        await self._blocking(self._heartbeat.stop, self.wakeups.close, timeout_seconds=1.0)
 
     async def _forget(self) -> None:
         """Remove the worker's row; should the line for it be dead, over another one."""

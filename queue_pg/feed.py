@@ -236,17 +236,11 @@ class Feed:
             await self._follow(list({each.job_id for each in unmarked}))
             for each in unmarked:
                 each.followed = True
-        read = await self._read_all(list({(each.job_id, each.after) for each in batch}))
+        places = list({(each.job_id, each.after) for each in batch})
+        read = dict(zip(places, await self._read(places), strict=True))
         with self._lock:
             for follower in batch:
                 self._deliver(follower, read[follower.job_id, follower.after])
-
-    async def _read_all(self, places: list[tuple[UUID, int]]) -> dict[tuple[UUID, int], EventsRead | None]:
-        read = dict(zip(places, await self._read(places), strict=True))
-        if missing := [place for place in places if read[place] is None]:
-            # A job that moved into a partition made in this very moment is seen by the next statement only.
-            read.update(zip(missing, await self._read(missing), strict=True))
-        return read
 
     def _deliver(self, follower: _Follower, read: EventsRead | None) -> None:
         if read is None:

@@ -61,9 +61,6 @@ class AsyncReading(ABC):
         arguments.page_size(limit)
         async with self.connection() as conn:
             [read] = await store.read_events(conn, [(known, number)], max_events=limit)
-            if read is None:
-                # A job that moved into a partition made in this very moment is seen by the next statement only.
-                [read] = await store.read_events(conn, [(known, number)], max_events=limit)
         if read is None or not self._may_see(read):
             raise JobNotFound(known)
         return read
@@ -89,9 +86,6 @@ class AsyncReading(ABC):
         arguments.page_size(limit)
         async with self.connection() as conn:
             found = await store.attempts(conn, known, after=number, limit=limit, org=self.org)
-            if found is None:
-                # As above.
-                found = await store.attempts(conn, known, after=number, limit=limit, org=self.org)
         if found is None:
             raise JobNotFound(known)
         return found

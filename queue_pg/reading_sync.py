@@ -64,9 +64,6 @@ class SyncReading(ABC):
         arguments.page_size(limit)
         with self.connection() as conn:
             [read] = store.read_events(conn, [(known, number)], max_events=limit)
-            if read is None:
-                # A job that moved into a partition made in this very moment is seen by the next statement only.
-                [read] = store.read_events(conn, [(known, number)], max_events=limit)
         if read is None or not self._may_see(read):
             raise JobNotFound(known)
         return read
@@ -92,9 +89,6 @@ class SyncReading(ABC):
         arguments.page_size(limit)
         with self.connection() as conn:
             found = store.attempts(conn, known, after=number, limit=limit, org=self.org)
-            if found is None:
-                # As above.
-                found = store.attempts(conn, known, after=number, limit=limit, org=self.org)
         if found is None:
             raise JobNotFound(known)
         return found

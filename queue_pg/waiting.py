@@ -171,9 +171,6 @@ class Waiting:
         if not ids:
             return
         states = await (self._watch(ids) if self._wakeups.enabled else self._states(ids))
-        if missing := [job_id for job_id in ids if job_id not in states]:
-            # A job that moved into a partition made in this very moment is seen by the next statement only.
-            states |= await self._states(missing)
         ended = [job_id for job_id in ids if states.get(job_id) in FINISHED_STATES]
         with self._lock:
             for job_id in ids:

@@ -15,9 +15,9 @@ $$;
 
 -- Makes sure that `parent` has a partition for the moment `at`, and returns the end of the one that covers it.
 -- A new one is `width` wide unless its neighbours leave less room, and takes over what the default partition holds of
--- its range. Writers of history wait meanwhile, and readers while something is taken over, so a range of which the
--- default partition holds very much is left to it, to be swept when its time has come. Raises lock_not_available when
--- they are in the way; the caller tries again later.
+-- its range. Writers and readers of history wait meanwhile, so a range of which the default partition holds very much is
+-- left to it, to be swept when its time has come. Raises lock_not_available when they are in the way; the caller tries
+-- again later.
 create or replace function queue_pg.cover(
   parent text, key text, at timestamptz, width interval, out covered_until timestamptz, out created boolean)
 language plpgsql
@@ -32,7 +32,6 @@ declare
   v_to timestamptz;
   v_name text;
   v_misplaced bigint;
-  v_moved bigint;
 begin
   created := false;
   select p.to_at into covered_until from queue_pg.partitions p
@@ -58,20 +57,15 @@ begin
     '(like queue_pg.%I including defaults including constraints including indexes including compression)',
     v_name, parent);
   execute format('alter table queue_pg.%I replica identity full', v_name);
-  -- Against writers, not readers, and as late as can be. A row on its way to the default partition while its range gets
-  -- a partition of its own would be refused there (23514), and one that arrives after the look would make ATTACH fail.
-  -- Against readers too when rows move: who has listed the partitions before ATTACH, and then waits for the default one
-  -- as ATTACH locks it, would read both without them.
-  execute format('lock table queue_pg.%I in %s mode',
-    parent, case when v_misplaced > 0 then 'access exclusive' else 'share row exclusive' end);
+  -- As late as can be, against writers: a row on its way to the default partition while its range gets a partition of
+  -- its own would be refused there (23514), and one that arrives after the look would make ATTACH fail. And against
+  -- readers: one who has listed the partitions, and takes its snapshot when a job has ended into the new one, would find
+  -- that job nowhere. ATTACH locks the default partition against readers in any case.
+  execute format('lock table only queue_pg.%I in access exclusive mode', parent);
   execute format(
     'with moved as (delete from queue_pg.%I where %I >= %L and %I < %L returning *) '
     'insert into queue_pg.%I select * from moved',
     parent || '_default', key, v_from, key, v_to, v_name);
-  get diagnostics v_moved = row_count;
-  if v_moved > 0 and v_misplaced = 0 then  -- they came between the look and the lock
-    execute format('lock table queue_pg.%I in access exclusive mode', parent);
-  end if;
   execute format('alter table queue_pg.%I attach partition queue_pg.%I for values from (%L) to (%L)',
     parent, v_name, v_from, v_to);
   insert into queue_pg.partitions (parent, name, from_at, to_at) values (cover.parent, v_name, v_from, v_to);

@@ -138,6 +138,39 @@ async def test_a_reader_misses_nothing_while_what_is_kept_moves_into_a_partition
         assert await reading == expected
 
 
+async def test_a_reader_who_has_listed_the_partitions_finds_a_job_that_ends_meanwhile(
+    conn: Connection, dsn: str, clock: Clock
+) -> None:
+    await conn.execute("insert into queue_pg.jobs (kind) values ('k')")
+    await conn.execute("select queue_pg.claim('w', '{default}')")
+    index = await one(
+        conn,
+        "select indexrelid::regclass::text from pg_index"
+        " join queue_pg.partitions p on indrelid = to_regclass('queue_pg.' || p.name)"
+        " where p.parent = 'finished_jobs' order by 1 limit 1",
+    )
+    read = "select state::text from queue_pg.all_jobs"
+    clock.advance(3 * 86_400)  # nobody maintained meanwhile
+    async with (
+        await Connection.connect(dsn) as holder,
+        await Connection.connect(dsn, autocommit=True) as reader,
+    ):
+        # Planning looks at the indexes of each partition when all of them are listed; this keeps it there.
+        await holder.execute(f"alter index {index} set tablespace pg_default")
+        reading = asyncio.create_task(rows(reader, read))
+        blocked = "select coalesce(wait_event_type = 'Lock', false) from pg_stat_activity where pid = %s"
+        async with asyncio.timeout(20):
+            while not await one(conn, blocked, reader.info.backend_pid) and not reading.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not reading.done()
+        await conn.execute("select queue_pg.maintain_history()")
+        await conn.execute(
+            "select queue_pg.finish_one(id, lease_token, 'complete', null, null, null) from queue_pg.jobs"
+        )
+        await holder.rollback()
+        assert await reading == [("completed",)]
+
+
 async def test_what_stayed_in_the_default_partition_is_swept_after_its_retention(
     conn: Connection, clock: Clock
 ) -> None:

@@ -61,6 +61,7 @@ class MaintenanceLoop:
         self._defaults = None if defaults == InstanceDefaults() else defaults
         self._wakeups = wakeups
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._born_at = surroundings.monotonic()
         self._pace = Pace()
         self._horizon = HorizonWatch()
         self._vacuum = Vacuum(pool_or_dsn, surroundings=surroundings) if isinstance(pool_or_dsn, str) else None
@@ -117,6 +118,7 @@ class MaintenanceLoop:
                 arm=self._wakeups is not None and self._wakeups.listening,
                 since=self._pace.begin(self._surroundings.monotonic()),
                 within_seconds=MAX_SLEEP_SECONDS,
+                age_seconds=self._surroundings.monotonic() - self._born_at,
             )
             self._pace.end(found, self._surroundings.monotonic())
             self.leads = found.step is not None

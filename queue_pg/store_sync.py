@@ -527,6 +527,7 @@ def lead_maintenance(
     arm: bool,
     since: datetime | None,
     within_seconds: float,
+    age_seconds: float,
 ) -> MaintenanceRound:
     """Take or keep the lead and take one step, or learn when to look again; see functions/leader.sql."""
     params = {
@@ -535,6 +536,7 @@ def lead_maintenance(
         "arm": arm,
         "since": since,
         "within_seconds": within_seconds,
+        "age_seconds": age_seconds,
     }
     [row] = _all(conn, "lead_maintenance", params)
     about = {name: row.pop(name) for name in ("at", "took_seconds", "next_look_seconds")}

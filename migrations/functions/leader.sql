@@ -4,12 +4,15 @@
 
 -- One round of maintenance by `leader`, the name of a process. It takes the lead when nobody has it, keeps it while it
 -- comes back within 1.5 s, and has maintain() take a step. For everybody else the call only makes an appointment: they
--- come one after the other, a second apart, so that the fleet's looks do not grow with it; a process is at most a
--- minute away from its next one. Then only leads, at and next_look_seconds are not null.
--- `since` is the `at` of the caller's last round; maintain() says what for. took_seconds is this call's own time.
+-- come one after the other, a second apart, so that the fleet's looks hardly grow with it; a process is at most 20 s
+-- away from its next one. Then only leads, at and next_look_seconds are not null.
+-- `since` is the `at` of the caller's last round; maintain() says what for. `age` is how long the caller has been there (null:
+-- for long), and its next look is no further away than that: processes that crash soon after their start would make
+-- appointments that nobody keeps, and who lives would stand behind them. took_seconds is this call's own time.
+drop function if exists queue_pg.lead_maintenance(text, integer, boolean, timestamptz, interval);
 create or replace function queue_pg.lead_maintenance(
   leader text, max_jobs integer default 1000, arm boolean default null, since timestamptz default null,
-  within interval default '1 second')
+  within interval default '1 second', age interval default null)
 returns table (
   leads boolean, reaped integer, promoted integer, expired integer, busy boolean, next_due_seconds double precision,
   at timestamptz, took_seconds double precision, next_look_seconds double precision)
@@ -20,6 +23,7 @@ declare
   v_started timestamptz := clock_timestamp();
   v_term constant interval := '1.5 seconds';
   v_maintenance queue_pg.maintenance;
+  v_free_at timestamptz;
 begin
   at := queue_pg.now();
   select m.* into v_maintenance from queue_pg.maintenance m;
@@ -41,9 +45,13 @@ begin
     if leads then
       update queue_pg.maintenance m set leader = lead_maintenance.leader, leader_until = at + v_term;
     elsif found then
-      update queue_pg.maintenance m
-      set next_look_at = least(greatest(m.next_look_at, at), at + interval '1 minute') + interval '1 second'
-      returning extract(epoch from m.next_look_at - at) into next_look_seconds;
+      v_free_at := least(greatest(v_maintenance.next_look_at, at), at + interval '19 seconds') + interval '1 second';
+      next_look_seconds := extract(epoch from v_free_at - at);
+      if next_look_seconds > extract(epoch from age) then
+        next_look_seconds := (0.5 + random() / 2) * greatest(extract(epoch from age), 1);
+      else
+        update queue_pg.maintenance m set next_look_at = v_free_at;
+      end if;
     end if;
   end if;
 

@@ -11,7 +11,7 @@
 -- the next of those that wait does it, with its own attempts, timeout and deadline. So nobody loses work by sharing.
 --
 -- Two locks of an entry keep those who begin to wait and the end of the job from missing each other. Who begins to wait
--- holds it FOR SHARE until its transaction ends; who settles the end changes it. The end of a job never waits for that:
+-- holds it FOR KEY SHARE until its transaction ends; who settles the end has it FOR UPDATE. The end of a job never waits for that:
 -- an entry that is locked then is noted in queue_pg.unsettled_cache, and maintenance settles it. The rows decide what is to be
 -- done, so settling twice does no harm.
 
@@ -112,8 +112,10 @@ begin
         return;
       end if;
     else
+      -- KEY SHARE, which whoever becomes the holder need not wait for: a row that has changed meanwhile stays locked, and
+      -- several who then want to be the one that it names would each wait for the others.
       perform from queue_pg.cache_entries c
-      where c.cache_key = enter_cache.key and c.job_id = v_entry.job_id for share;
+      where c.cache_key = enter_cache.key and c.job_id = v_entry.job_id for key share;
       continue when not found;
     end if;
     step := 'wait';
@@ -164,8 +166,7 @@ begin
 
   -- In the order of the keys, so that two submitters of the same work cannot deadlock.
   for v_row in
-    select w.*, count(*) over (partition by w.key) as times, min(w.nr) over (partition by w.key) as first_nr
-    from (
+    select w.* from (
       select e.ordinality::integer as nr, coalesce(e.value ->> 'org', 'default') as org, e.value ->> 'kind' as kind,
         coalesce(e.value ->> 'queue', 'default') as queue, coalesce((e.value ->> 'priority')::integer, 0) as priority,
         coalesce((e.value ->> 'run_at')::timestamptz <= v_now, coalesce((e.value ->> 'delay_seconds')::float8, 0) <= 0) as due,
@@ -177,10 +178,6 @@ begin
       where queue_pg.wants_cache(e.value) and owners[e.ordinality] = wanted[e.ordinality]) w
     order by w.key, w.nr
   loop
-    if v_row.nr = v_row.first_nr and v_row.times > 1 then
-      -- Of the same work a later one may be more urgent: who has the weaker lock by then must not have to exchange it.
-      perform from queue_pg.cache_entries c where c.cache_key between v_row.key and v_row.key for no key update;
-    end if;
     v_entered := queue_pg.enter_cache(
       v_row.key, wanted[v_row.nr], v_row.org, v_row.kind, v_row.queue, v_row.priority, v_row.due, v_row.max_age, wanted);
     keys[v_row.nr] := v_row.key;

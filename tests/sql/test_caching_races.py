@@ -187,6 +187,30 @@ async def test_a_transaction_with_an_old_look_leaves_the_end_to_maintenance(conn
     assert await all_of(conn, "select state::text from queue_pg.job(%s)", waiting) == [("queued",)]
 
 
+async def test_those_who_came_to_wait_for_work_that_is_cancelled_begin_it_one_at_a_time(
+    conn: Connection, dsn: str
+) -> None:
+    """They all wait for the row that names the job, find that it has gone, and want to be the one that is named."""
+    fresh = SUBMIT.format(", cache_for => '0'")
+    await submit(conn)
+    await drive(conn)
+    sessions = [await Connection.connect(dsn, autocommit=True) for _ in range(8)]
+    try:
+        for _ in range(10):
+            [(holder,)] = await all_of(conn, fresh)
+            async with await Connection.connect(dsn) as canceller:
+                await canceller.execute("select count(*) from queue_pg.cancel(%s)", (holder,))
+                pending = [asyncio.create_task(all_of(each, fresh)) for each in sessions]
+                for task, each in zip(pending, sessions, strict=True):
+                    assert await until_done_or_blocked(conn, task, each.info.backend_pid)
+            await asyncio.gather(*pending)
+            await check(conn)
+            await drive(conn)
+    finally:
+        for each in sessions:
+            await each.close()
+
+
 async def test_many_sessions_do_the_same_work_once(conn: Connection, dsn: str) -> None:
     """Twenty sessions at once, three times: each work is done by one, and all get its result."""
     connections = [await Connection.connect(dsn, autocommit=True) for _ in range(20)]

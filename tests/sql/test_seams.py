@@ -323,21 +323,32 @@ async def test_forgetting_answers_and_submitting_the_same_work_do_not_deadlock(c
         await other.commit()
 
 
-async def test_a_call_with_the_same_work_twice_has_the_lock_that_it_needs_from_the_start(
-    conn: Connection, dsn: str
-) -> None:
+async def test_two_who_wait_for_the_same_work_and_then_overtake_it_do_not_deadlock(conn: Connection, dsn: str) -> None:
     await value(conn, CACHED)
     twice = "select * from queue_pg.submit_many('[{p}, {q}]')".replace(
         "{p}", '{"kind": "k", "payload": {"a": 1}, "cache": true}'
-    ).replace("{q}", '{"kind": "k", "payload": {"a": 1}, "cache": true, "priority": 5}')
-    async with await connect(dsn) as one, await connect(dsn) as other:
-        await one.execute(CACHED.encode())
-        pending = asyncio.create_task(sqlstate_of(other, twice))
-        await until_blocked(conn, pending, other.info.backend_pid)
+    ).replace("{q}", '{"kind": "k", "payload": {"a": 1}, "cache": true, "priority": 9}')
+    async with await connect(dsn) as one, await connect(dsn) as other, await connect(dsn) as third:
+        for each in (one, other):
+            await each.execute(CACHED.encode())
         assert await sqlstate_of(one, CACHED.replace("=> true", "=> true, priority => 5")) is None
+        # In two calls, and in one.
+        others = [
+            asyncio.create_task(sqlstate_of(other, CACHED.replace("=> true", "=> true, priority => 7"))),
+            asyncio.create_task(sqlstate_of(third, twice)),
+        ]
+        for pending, each in zip(others, (other, third), strict=True):
+            await until_blocked(conn, pending, each.info.backend_pid)
         await one.commit()
-        assert await pending is None
+        done, _ = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+        assert {task.result() for task in done} == {None}
+        if others[0].done():
+            await other.commit()
+        else:
+            await third.commit()
+        assert [await pending for pending in others] == [None, None]
         await other.commit()
+        await third.commit()
 
 
 async def test_a_retry_that_waits_for_the_same_work_does_not_hold_its_batch(conn: Connection, dsn: str) -> None:

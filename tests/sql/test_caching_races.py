@@ -145,6 +145,25 @@ async def test_an_open_submission_does_not_hold_up_the_end_of_the_work(conn: Con
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_an_open_submission_does_not_hold_up_one_that_overtakes(conn: Connection, dsn: str, end: str) -> None:
+    """And what the second makes is an answer to the first, although nobody saw it when the work ended."""
+    overtaken = await submit(conn)
+    async with await Connection.connect(dsn) as application:
+        late = await submit(application)
+        [(urgent,)] = await all_of(conn, SUBMIT.format(", priority => 9"))
+        assert await all_of(conn, "select id from queue_pg.claim('w', '{default}')") == [(urgent,)]
+        await conn.execute("select queue_pg.complete(%s, 1, '1')", (urgent,))
+        await conn.execute("select queue_pg.maintain()")
+        assert await all_of(conn, "select queue_pg.state_of(%s)", overtaken) == [("waiting",)]
+        await (application.commit() if end == "commit" else application.rollback())
+    await check(conn)
+    answered = await all_of(
+        conn, "select id, cached_from from queue_pg.all_jobs where state = 'completed' and id <> %s", urgent
+    )
+    assert set(answered) == {(job, urgent) for job in ([overtaken, late] if end == "commit" else [overtaken])}
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
 async def test_two_that_begin_the_same_work_at_once(conn: Connection, dsn: str, end: str) -> None:
     async with await Connection.connect(dsn) as one, await Connection.connect(dsn, autocommit=True) as other:
         await submit(one)

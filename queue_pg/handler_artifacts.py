@@ -1,22 +1,21 @@
-"""The artifacts of the job that runs, by its worker's connection for handlers: chunk by chunk, in turn with others."""
+"""The artifacts of the job that runs, by its worker's connection for handlers: chunk by chunk, in turn with others.
+
+What does no more when it is done twice is sent again through a short outage. The next chunk of an upload is not: nobody
+knows whether it has arrived.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 from uuid import UUID
-
-from psycopg import AsyncConnection
 
 from queue_pg import artifact_store
 from queue_pg.content import StoredArtifact
+from queue_pg.handler_patience import Statement, run_patiently, run_patiently_blocking
 from queue_pg.models import Artifact
 
 if TYPE_CHECKING:
-    from queue_pg.tasks import HandlerLink
-
-T = TypeVar("T")
-Statement = Callable[[AsyncConnection[Any]], Awaitable[T]]
+    from queue_pg.tasks import JobContext
 
 
 class Statements:
@@ -55,56 +54,56 @@ class Statements:
 class AsyncLinkCalls:
     """For a handler on the event loop."""
 
-    def __init__(self, link: HandlerLink, job_id: UUID, lease_token: int) -> None:
-        self._link = link
-        self._statements = Statements(job_id, lease_token)
+    def __init__(self, job: JobContext) -> None:
+        self._job = job
+        self._statements = Statements(job.job_id, job.lease_token)
 
     async def find(self, name: str) -> StoredArtifact:
-        return await self._link.run(self._statements.find(name))
+        return await run_patiently(self._job, self._statements.find(name))
 
     async def chunk(self, sha256: bytes) -> bytes | None:
-        return await self._link.run(self._statements.chunk(sha256))
+        return await run_patiently(self._job, self._statements.chunk(sha256))
 
     async def put(self, name: str, data: bytes, content_type: str | None) -> Artifact:
-        return await self._link.run(self._statements.put(name, data, content_type))
+        return await run_patiently(self._job, self._statements.put(name, data, content_type))
 
     async def begin(self, name: str, content_type: str | None, size: int | None) -> UUID:
-        return await self._link.run(self._statements.begin(name, content_type, size))
+        return await run_patiently(self._job, self._statements.begin(name, content_type, size))
 
     async def append(self, upload_id: UUID, number: int, data: bytes) -> None:
-        await self._link.run(self._statements.append(upload_id, number, data))
+        await self._job.linked().run(self._statements.append(upload_id, number, data))
 
     async def complete(self, upload_id: UUID, sha256: bytes) -> Artifact:
-        return await self._link.run(self._statements.complete(upload_id, sha256))
+        return await self._job.linked().run(self._statements.complete(upload_id, sha256))
 
     async def discard(self, upload_id: UUID) -> None:
-        await self._link.run(self._statements.discard(upload_id))
+        await self._job.linked().run(self._statements.discard(upload_id))
 
 
 class SyncLinkCalls:
     """For a handler in a thread."""
 
-    def __init__(self, link: HandlerLink, job_id: UUID, lease_token: int) -> None:
-        self._link = link
-        self._statements = Statements(job_id, lease_token)
+    def __init__(self, job: JobContext) -> None:
+        self._job = job
+        self._statements = Statements(job.job_id, job.lease_token)
 
     def find(self, name: str) -> StoredArtifact:
-        return self._link.run_blocking(self._statements.find(name))
+        return run_patiently_blocking(self._job, self._statements.find(name))
 
     def chunk(self, sha256: bytes) -> bytes | None:
-        return self._link.run_blocking(self._statements.chunk(sha256))
+        return run_patiently_blocking(self._job, self._statements.chunk(sha256))
 
     def put(self, name: str, data: bytes, content_type: str | None) -> Artifact:
-        return self._link.run_blocking(self._statements.put(name, data, content_type))
+        return run_patiently_blocking(self._job, self._statements.put(name, data, content_type))
 
     def begin(self, name: str, content_type: str | None, size: int | None) -> UUID:
-        return self._link.run_blocking(self._statements.begin(name, content_type, size))
+        return run_patiently_blocking(self._job, self._statements.begin(name, content_type, size))
 
     def append(self, upload_id: UUID, number: int, data: bytes) -> None:
-        self._link.run_blocking(self._statements.append(upload_id, number, data))
+        self._job.linked().run_blocking(self._statements.append(upload_id, number, data))
 
     def complete(self, upload_id: UUID, sha256: bytes) -> Artifact:
-        return self._link.run_blocking(self._statements.complete(upload_id, sha256))
+        return self._job.linked().run_blocking(self._statements.complete(upload_id, sha256))
 
     def discard(self, upload_id: UUID) -> None:
-        self._link.run_blocking(self._statements.discard(upload_id))
+        self._job.linked().run_blocking(self._statements.discard(upload_id))

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-import time
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from psycopg import AsyncConnection
 
 from queue_pg import arguments, step_store
-from queue_pg.errors import DatabaseUnavailable, EventTimeout, InvalidJob, InvalidStep
+from queue_pg.errors import EventTimeout, InvalidJob, InvalidStep
+from queue_pg.handler_patience import run_patiently, run_patiently_blocking
 from queue_pg.models import Step
 from queue_pg.outcomes import encode_result
 from queue_pg.payloads import Unreadable, decode_json, encode_json, sanitise_text
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 MAX_NAME_CHARS: Final = 200
 MAX_STEP_BYTES: Final = 1024 * 1024
-# The work is done: an outage shorter than the lease must not lose it.
-_SAVE_PAUSES_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0)
 
 Connection = AsyncConnection[Any]
 
@@ -62,14 +60,9 @@ class StepLog:
             if inspect.isawaitable(value):
                 value = await value
             text = _encoded(name, value)
-            pauses = iter(_SAVE_PAUSES_SECONDS)
-            while True:
-                try:
-                    with _refusals(name):
-                        await job.linked().run(_saving(job, name, text))
-                    return decode_json(text)
-                except DatabaseUnavailable as error:
-                    await asyncio.sleep(_next_pause(pauses, job, error))
+            with _refusals(name):
+                await run_patiently(job, _saving(job, name, text))
+            return decode_json(text)
 
     async def sleep(
         self, job: JobContext, duration: timedelta | float | None, until: datetime | None, name: str | None
@@ -80,7 +73,7 @@ class StepLog:
             found = await self._find(job, name)
             if found is None:
                 with _refusals(name):
-                    found = await job.linked().run(statement)
+                    found = await run_patiently(job, statement)
             _result(found, "sleep")
 
     async def wait_for_event(self, job: JobContext, name: str, timeout: timedelta | float | None) -> Any:
@@ -89,7 +82,7 @@ class StepLog:
             found = await self._find(job, name)
             if found is None:
                 with _refusals(name):
-                    found = await job.linked().run(statement)
+                    found = await run_patiently(job, statement)
             return _event(job, found)
 
     async def _find(self, job: JobContext, name: str) -> Step | None:
@@ -98,7 +91,7 @@ class StepLog:
                 self._loading = asyncio.Lock()
             async with self._loading:
                 if self._done is None:
-                    self._done = await job.linked().run(_reading(job))
+                    self._done = await run_patiently(job, _reading(job))
         return self._done.get(name)
 
     # --- in a thread --------------------------------------------------------------------------------------------------
@@ -116,14 +109,9 @@ class StepLog:
                     value.close()
                 raise InvalidStep(name, "its function is async; that takes an async handler, and `await job.step(...)`")
             text = _encoded(name, value)
-            pauses = iter(_SAVE_PAUSES_SECONDS)
-            while True:
-                try:
-                    with _refusals(name):
-                        job.linked().run_blocking(_saving(job, name, text))
-                    return decode_json(text)
-                except DatabaseUnavailable as error:
-                    time.sleep(_next_pause(pauses, job, error))
+            with _refusals(name):
+                run_patiently_blocking(job, _saving(job, name, text))
+            return decode_json(text)
 
     def sleep_blocking(
         self, job: JobContext, duration: timedelta | float | None, until: datetime | None, name: str | None
@@ -134,7 +122,7 @@ class StepLog:
             found = self._find_blocking(job, name)
             if found is None:
                 with _refusals(name):
-                    found = job.linked().run_blocking(statement)
+                    found = run_patiently_blocking(job, statement)
             _result(found, "sleep")
 
     def wait_for_event_blocking(self, job: JobContext, name: str, timeout: timedelta | float | None) -> Any:
@@ -143,14 +131,14 @@ class StepLog:
             found = self._find_blocking(job, name)
             if found is None:
                 with _refusals(name):
-                    found = job.linked().run_blocking(statement)
+                    found = run_patiently_blocking(job, statement)
             return _event(job, found)
 
     def _find_blocking(self, job: JobContext, name: str) -> Step | None:
         if self._done is None:
             with self._loading_blocking:
                 if self._done is None:
-                    self._done = job.linked().run_blocking(_reading(job))
+                    self._done = run_patiently_blocking(job, _reading(job))
         return self._done.get(name)
 
     # --- names --------------------------------------------------------------------------------------------------------
@@ -246,11 +234,3 @@ def _refusals(name: str) -> Generator[None]:
         yield
     except InvalidJob as refused:
         raise InvalidStep(name, f"{refused.field}: {refused.reason}") from None
-
-
-def _next_pause(pauses: Iterator[float], job: JobContext, error: DatabaseUnavailable) -> float:
-    """Return how long to wait before saving again; raise `error` when there is no use in it any more."""
-    pause = next(pauses, None)
-    if pause is None or job.cancelled.is_set():
-        raise error
-    return pause

@@ -490,24 +490,24 @@ class JobContext(SaysEvents):
 
         Raises LeaseLost when the job is no longer this worker's, InvalidArtifact, ArtifactTooLarge.
         """
-        calls = AsyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        calls = AsyncLinkCalls(self)
         return await upload_async(calls, name, content, content_type=content_type)
 
     def artifact_blocking(self, name: str, content: BlockingContent, content_type: str | None = None) -> Artifact:
         """Do what `artifact` does, in a handler that runs in a thread."""
-        calls = SyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        calls = SyncLinkCalls(self)
         return upload_sync(calls, name, content, content_type=content_type)
 
     async def open_artifact(self, name: str) -> AsyncArtifactReader:
         """Return a reader of an artifact of this job: an input, or what an earlier attempt has left."""
         arguments.artifact_name(name)
-        calls = AsyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        calls = AsyncLinkCalls(self)
         return AsyncArtifactReader(calls, await calls.find(name))
 
     def open_artifact_blocking(self, name: str) -> SyncArtifactReader:
         """Do what `open_artifact` does, in a handler that runs in a thread."""
         arguments.artifact_name(name)
-        calls = SyncLinkCalls(self.linked(), self.job_id, self.lease_token)
+        calls = SyncLinkCalls(self)
         return SyncArtifactReader(calls, calls.find(name))
 
 

@@ -461,6 +461,58 @@ async def test_a_step_that_is_done_outlives_a_short_outage(dsn: str, queue: Queu
     assert (await queue.get(job.id)).lease_token == 1
 
 
+async def test_what_a_handler_asks_for_in_a_short_outage_it_gets(dsn: str, queue: Queue) -> None:
+    """Its finished steps, a sleep, an event, an artifact: a lost line costs it no attempt."""
+    tasks, loop = Tasks(), asyncio.get_running_loop()
+    past = datetime(2000, 1, 1, tzinfo=UTC)
+    async with cuttable(dsn) as (line, through):
+
+        async def lose_the_line() -> None:
+            line.refuse()
+            loop.call_later(0.15, line.heal)
+
+        def lose_the_line_in_a_thread() -> None:
+            asyncio.run_coroutine_threadsafe(lose_the_line(), loop).result()
+
+        @tasks.task
+        async def on_the_loop() -> Any:
+            job = current_job()
+            await job.linked().run(lambda conn: conn.execute("select 1"))
+            await lose_the_line()
+            await job.step("a", int)
+            await lose_the_line()
+            await job.sleep(until=past)
+            await lose_the_line()
+            with pytest.raises(EventTimeout):
+                await job.wait_for_event("e", timeout=0)
+            await lose_the_line()
+            await job.artifact("out.txt", b"done")
+            await lose_the_line()
+            return (await (await job.open_artifact("out.txt")).read()).decode()
+
+        @tasks.task
+        def in_a_thread() -> Any:
+            job = current_job()
+            job.linked().run_blocking(lambda conn: conn.execute("select 1"))
+            lose_the_line_in_a_thread()
+            job.step_blocking("a", int)
+            lose_the_line_in_a_thread()
+            job.sleep_blocking(until=past)
+            lose_the_line_in_a_thread()
+            with pytest.raises(EventTimeout):
+                job.wait_for_event_blocking("e", timeout=0)
+            lose_the_line_in_a_thread()
+            job.artifact_blocking("out.txt", b"done")
+            lose_the_line_in_a_thread()
+            return job.open_artifact_blocking("out.txt").read().decode()
+
+        async with running(through, tasks):
+            for kind in ("on_the_loop", "in_a_thread"):
+                job = await queue.submit(kind)
+                assert await queue.result(job.id, 20) == "done"
+                assert (await queue.get(job.id)).lease_token == 1
+
+
 async def test_steps_in_tests_of_applications(queue: Queue, clock: Clock) -> None:
     tasks = waiting_tasks([])
     for kind in ("on_the_loop", "in_a_thread"):

@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from queue_pg import store
+from queue_pg.handler_patience import run_patiently
 from queue_pg.models import Fail, Snooze
 from queue_pg.tasks import JobContext
 from queue_pg_workers.handlers.chat import answer
@@ -31,7 +32,7 @@ class SubtaskPayload(BaseModel):
 async def run_subtask(provider: Provider, payload: SubtaskPayload, job: JobContext) -> dict[str, Any] | Snooze | Fail:
     """Return what a `chat` job returns, of a model that is told the whole task and this part of it."""
     # By the edge between the two and not by payload.task_id, which anybody may have written.
-    task = await job.linked().run(lambda conn: store.task_description(conn, job.job_id))
+    task = await run_patiently(job, lambda conn: store.task_description(conn, job.job_id))
     prompt = payload.description
     if task is not None:
         prompt = f"Do this part of a task, and nothing else: {payload.description}\n\nThe whole task: {task}"

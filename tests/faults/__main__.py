@@ -22,7 +22,7 @@ from tests.faults.record import Record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run faults one after the other; return 1 when a promise was broken."""
+    """Run faults one after the other; return 1 when a promise was broken, 3 when none was and some were not begun."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="FAULT", help="such as F1; all without")
     parser.add_argument("--seed", type=int, help="of everything that is random; the time without")
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--recheck", action="store_true", help="judge the runs in the folder again, by their ledgers")
     arguments = parser.parse_args(argv)
-    names = {fault.name for fault in FAULTS}
-    if unknown := set(arguments.names) - names:
-        parser.error(f"there are no faults {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
+    known = {fault.name for fault in FAULTS}
+    if unknown := set(arguments.names) - known:
+        parser.error(f"there are no faults {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     if arguments.recheck:
         return _recheck(arguments.folder, arguments.names, arguments.seed)
     if arguments.seed is None:
@@ -46,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     logging.disable()  # applications that tell of an outage are not the news here
     failed, begin = False, time.monotonic()
+    impossible: list[str] = []
+    left: list[str] = []
     for fault in FAULTS:
         if arguments.names and fault.name not in arguments.names:
             continue
         if (reason := fault.obstacle()) is not None:
             sys.stdout.write(f"{fault.name} {fault.title}: not on this machine, {reason}\n")
+            impossible.append(fault.name)
             continue
         folder = arguments.folder / f"{fault.name}-{arguments.seed}{'-short' if arguments.short else ''}"
         if (folder / "verdict.json").exists():
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(
                 f"{fault.name} {fault.title}: not begun, the time is over; --seed {arguments.seed} goes on\n"
             )
+            left.append(fault.name)
             continue
         if folder.exists():
             folder.rename(folder.with_name(f"{folder.name}-interrupted-{int(time.time())}"))
@@ -74,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = failed or bool(verdict.violations)
     if arguments.write:
         report.write(report.gather(arguments.folder, arguments.seed))
-    return 1 if failed else 0
+    for names, why in ((impossible, "not on this machine"), (left, "the time was over")):
+        if names:
+            sys.stdout.write(f"Not made, {why}: {', '.join(names)}\n")
+    return 1 if failed else 3 if left else 0
 
 
 def _recheck(folder: Path, names: Sequence[str], seed: int | None) -> int:
@@ -95,13 +102,14 @@ def _recheck(folder: Path, names: Sequence[str], seed: int | None) -> int:
             sys.stdout.write(f"{path.parent}: its ledgers cannot be read, {error}\n")
             failed = True
             continue
-        differing = [name for name, value in account.figures.items() if verdict.figures.get(name) != value]
+        # Of a figure that is counted since, the verdict says nothing.
+        said = verdict.figures
+        differing = [name for name, value in account.figures.items() if said.get(name, value) != value]
         broken = [str(violation) for violation in account.violations]
         jobs, lost, twice = (account.figures[name] for name in ("jobs", "lost", "duplicates_unexplained"))
         sys.stdout.write(f"{path.parent}: {jobs:,} jobs, {lost} lost, {twice} done twice without a reason\n")
         for name in differing:
-            was = verdict.figures.get(name)
-            sys.stdout.write(f"  DIFFERS {name}: {account.figures[name]}, its verdict says {was}\n")
+            sys.stdout.write(f"  DIFFERS {name}: {account.figures[name]}, its verdict says {said[name]}\n")
         for text in broken[:20]:
             sys.stdout.write(f"  BROKEN {text}\n")
         # Of times, logs and leftovers, which the run saw itself; or of what the ledgers do not show any more.

@@ -85,6 +85,9 @@ class Arena:
     # None: any worker may lose leases. Else only those that the fleet has disturbed.
     blames: bool = False
     may_remain: Sequence[str] = ()
+    # The kinds of jobs that may fail or be cancelled, and those that others do than our handlers. None: all.
+    may_fail: Sequence[str] | None = ()
+    unwitnessed: Sequence[str] | None = ()
     # Whether jobs that have ended may be gone, when no application has an acknowledgement of them.
     forgets: bool = False
     forsaken: set[str] = field(default_factory=set[str])
@@ -297,6 +300,8 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             may_remain=arena.may_remain,
             caps=arena.caps,
             dead_at_ns=fleet.dead_at_ns,
+            may_fail=arena.may_fail,
+            unwitnessed=arena.unwitnessed,
             forgets=arena.forgets,
             forsaken=arena.forsaken,
         )
@@ -311,6 +316,8 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             )
         times = _times(arena, record.evidence)
         violations = [*arena.violations, *account.violations, *_coverage(arena)]
+        if deadlocks := logs.deadlocks(folder):
+            violations.append(Violation("R1", "-", f"{deadlocks} deadlocks; the server's log tells of whom"))
         recoveries = arena.recoveries or [0.0]
         figures: dict[str, float] = {
             **account.figures,

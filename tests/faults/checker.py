@@ -21,6 +21,8 @@ _ROW: Final = re.compile(r"^\| (\w+) \| \w+(?: \([^)]+\))? \| (\w+) \| (?:same|\
 LEGAL: Final = frozenset((row[1], row[2]) for row in _ROW.finditer(STATES_PAGE.read_text()))
 BEGINNINGS: Final = frozenset({"queued", "scheduled", "waiting", "completed"})
 ENDS: Final = frozenset({"completed", "failed", "cancelled"})
+# So many lost leases end a job (docs/workers.md).
+MOST_LOSSES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,9 @@ class Violation:
 class Expectation:
     """What a run may look like. `excused`: the worker ids that were killed, stopped or cut off, None when any may lose
     a lease. `may_remain`: states besides the ends that jobs may rest in. `caps`: limit name to (numbers of its jobs,
-    most at once). `forgets`: jobs that have ended, and that no application has an acknowledgement of, may be gone.
+    most at once). `may_fail`: kinds of jobs that may end without being completed, None: all; who has lost as many
+    leases as are allowed always may. `unwitnessed`: kinds that others do than the handlers that write it down,
+    None: all. `forgets`: jobs that have ended, and that no application has an acknowledgement of, may be gone.
     `forsaken`: jobs of which a primary that failed knew more than the standby that took over; what was acknowledged of
     them may be lost, and leases of theirs are given twice."""
 
@@ -47,6 +51,8 @@ class Expectation:
     may_remain: Collection[str] = ()
     caps: Mapping[str, tuple[Collection[int], int]] = field(default_factory=dict[str, tuple[Collection[int], int]])
     dead_at_ns: Mapping[int, int] = field(default_factory=dict[int, int])
+    may_fail: Collection[str] | None = ()
+    unwitnessed: Collection[str] | None = ()
     forgets: bool = False
     forsaken: Collection[str] = ()
 
@@ -72,6 +78,8 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
         *(found for job, own in edges.items() for found in _history(job, own)),
         *_rows(evidence.stored, edges, _forgettable(evidence, edges) if expectation.forgets else frozenset()),
         *_executions(runs, edges),
+        *_witnesses(evidence, expectation.unwitnessed),
+        *_failures(evidence.stored, expectation.may_fail),
         *_losses(evidence.edges, expectation.excused),
         *_unique(evidence.stored),
         *_rest(evidence.stored, expectation.may_remain),
@@ -80,7 +88,9 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
     excused = [one for one in everything if one.invariant in {"S1", "S5"} and one.job in expectation.forsaken]
     violations = [one for one in everything if one not in excused]
     words = Counter(submission.word for submission in evidence.submissions)
-    extra = sum(max(0, len(own) - 1) for own in runs.values())
+    again = Counter(way for job, own in runs.items() for way in _reasons(own, edges.get(job, ())))
+    unfinished = [job for job in evidence.stored if job.state in ENDS - {"completed"}]
+    given_up = sum(_is_given_up(job) for job in unfinished)
     unexplained = sum(violation.invariant == "S5" for violation in violations)
     figures = {
         "jobs": len(evidence.stored),
@@ -91,8 +101,11 @@ def check(evidence: Evidence, expectation: Expectation) -> Account:
         "cut_short": sum(run.end_ns is None for run in evidence.runs),
         "leases_lost": sum(_is_loss(own, index) for own in edges.values() for index in range(len(own))),
         "lost": len({violation.job for violation in violations if violation.invariant in {"S1", "L1"}}),
-        "duplicates_explained": extra - min(extra, unexplained),
+        "duplicates_after_losses": again[LOST],
+        "executions_as_asked": again[ASKED],
         "duplicates_unexplained": unexplained,
+        "given_up": given_up,
+        "failed_or_cancelled": len(unfinished) - given_up,
     }
     if expectation.forsaken:
         figures["lost_with_the_primary"] = sum(one.invariant == "S1" for one in excused)
@@ -205,25 +218,72 @@ def _rows(
             yield Violation("S1", job_id, f"was {own[-1].after} and is gone")
 
 
+# Why a job was run again: its lease was lost; it was retried, slept, was handed back.
+LOST, ASKED = "lost", "asked"
+
+
+def _ways_out(history: Sequence[Edge]) -> Mapping[int, str]:
+    """Return how each lease ended that another may follow, by its token."""
+    ways: dict[int, str] = {}
+    for index, edge in enumerate(history):
+        if edge.what == "changed" and edge.before == "running" and edge.after != "running":
+            ways[edge.token] = LOST if _is_loss(history, index) else ASKED
+        elif edge.what == "taken back":
+            ways[edge.token] = ASKED
+    return ways
+
+
+def _reasons(own: Sequence[Run], history: Sequence[Edge]) -> Iterator[str]:
+    """Yield for each execution after the first why there was one more, where that is known."""
+    ways = _ways_out(history)
+    for token in sorted({run.token for run in own})[:-1]:
+        if token in ways:
+            yield ways[token]
+
+
 def _executions(runs: Mapping[str, Sequence[Run]], edges: Mapping[str, Sequence[Edge]]) -> Iterator[Violation]:
-    """S5: each execution has a lease of its own; one more than the first follows the end of the lease before."""
+    """S5: each execution has a lease of its own; one more than the first follows the end of the lease before, and what
+    has come to its end is not handed back."""
     for job, own in runs.items():
         history = edges.get(job, ())
         claimed = {edge.token for edge in history if edge.what == "changed" and edge.after == "running"}
-        given_up = {
-            edge.token
-            for edge in history
-            if edge.what == "changed" and edge.before == "running" and edge.after != "running"
-        }
         for token, times in Counter(run.token for run in own).items():
             if token not in claimed:
                 yield Violation("S5", job, f"ran with token {token}, which no claim gave")
             if times > 1:
                 yield Violation("S5", job, f"ran {times} times with token {token}")
+        ways = _ways_out(history)
         tokens = sorted({run.token for run in own})
         for earlier, later in itertools.pairwise(tokens):
-            if earlier not in given_up and not any(edge.what == "taken back" for edge in history):
+            if earlier not in ways:
                 yield Violation("S5", job, f"ran with token {later}; nothing has ended the lease {earlier}")
+        ended = {run.token for run in own if run.end_ns is not None}
+        for index, edge in enumerate(history):
+            handed_back = (edge.what, edge.before, edge.after) == ("changed", "running", "queued")
+            if handed_back and edge.token in ended and not _is_loss(history, index):
+                yield Violation(
+                    "S5", job, f"was handed back with token {edge.token}, with which it had come to its end"
+                )
+
+
+def _witnesses(evidence: Evidence, unwitnessed: Collection[str] | None) -> Iterator[Violation]:
+    """S4: what is completed has come to its end in a handler, with the lease that completed it."""
+    ended = {(run.job, run.token) for run in evidence.runs if run.end_ns is not None}
+    for job in evidence.stored:
+        excused = unwitnessed is None or job.kind in unwitnessed
+        if job.state == "completed" and (job.id, job.token) not in ended and not excused:
+            yield Violation("S4", job.id, f"was completed with token {job.token}; no handler came to its end with it")
+
+
+def _is_given_up(job: Stored) -> bool:
+    return job.state == "failed" and job.losses >= MOST_LOSSES
+
+
+def _failures(stored: Sequence[Stored], may_fail: Collection[str] | None) -> Iterator[Violation]:
+    """L4: who is not meant to fail is completed, but for those who have lost too many leases."""
+    for job in stored:
+        if job.state in ENDS - {"completed"} and not (may_fail is None or job.kind in may_fail or _is_given_up(job)):
+            yield Violation("L4", job.id, f"({job.kind}) is {job.state}, with {job.losses} lost leases")
 
 
 def _is_loss(own: Sequence[Edge], index: int) -> bool:
@@ -271,7 +331,7 @@ def _caps(runs: Sequence[Run], expectation: Expectation) -> Iterator[Violation]:
         for run in runs:
             if run.number not in numbers:
                 continue
-            end = run.end_ns or expectation.dead_at_ns.get(run.pid)
+            end = run.end_ns or run.left_ns or expectation.dead_at_ns.get(run.pid)
             if end is not None:
                 moments += [(run.begin_ns, 1, run.job), (end, -1, run.job)]
         running = 0

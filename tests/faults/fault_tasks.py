@@ -103,7 +103,6 @@ async def shout(n: int, what: str) -> None:
     """Fail with a message that is hard to store."""
     note("begin", n)
     messages = {"nul": "a\0b", "surrogate": "a\ud800b", "huge": "x" * 10_000_000, "bytes": "\udcff\udcfe"}
-    note("end", n)
     raise RuntimeError(messages[what])
 
 
@@ -127,9 +126,9 @@ async def tell_time(n: int) -> dict[str, Any]:
 async def flaky(n: int) -> dict[str, Any]:
     """Fail twice, then succeed."""
     note("begin", n)
-    note("end", n)
     if current_job().attempt < 3:
         raise RuntimeError("not yet")
+    note("end", n)
     return {"token": current_job().lease_token}
 
 

@@ -36,7 +36,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution: a handler began with this lease. `end_ns` is None when it never got to its end."""
+    """One execution: a handler began with this lease. `end_ns` is None when it never got to its end; `left_ns` is
+    when it was stopped or failed, where somebody has seen that."""
 
     number: int
     job: str
@@ -44,6 +45,7 @@ class Run:
     pid: int
     begin_ns: int
     end_ns: int | None
+    left_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Stored:
     told: int | None
     unique_key: str | None
     live: bool
+    kind: str | None = None
 
 
 class LineFile:
@@ -165,10 +168,10 @@ def read_stored(connection: psycopg.Connection[Any]) -> list[Stored]:
     """Return all jobs there are."""
     rows = connection.execute(
         "select id::text, (payload ->> 'n')::bigint, state::text, lease_token, lease_losses,"
-        " case when jsonb_typeof(result) = 'object' then (result ->> 'token')::bigint end, unique_key, live"
-        " from (select id, payload, state, lease_token, lease_losses, null::jsonb as result, unique_key, true as live"
-        " from queue_pg.jobs"
-        " union all select id, payload, state, lease_token, lease_losses, result, unique_key, false"
+        " case when jsonb_typeof(result) = 'object' then (result ->> 'token')::bigint end, unique_key, live, kind"
+        " from (select id, payload, state, lease_token, lease_losses, null::jsonb as result, unique_key, true as live,"
+        " kind from queue_pg.jobs"
+        " union all select id, payload, state, lease_token, lease_losses, result, unique_key, false, kind"
         " from queue_pg.finished_jobs) j"
     )
     return [Stored(*row) for row in rows]

@@ -46,6 +46,11 @@ def busiest(folder: Path) -> Busiest:
     return most
 
 
+def deadlocks(folder: Path) -> int:
+    """Return how many deadlocks any server of a run has told of."""
+    return sum(b"deadlock detected" in line for path in folder.glob("*/server.log") for line in _lines(path))
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         yield from file

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
-from tests.faults.ledgers import Run, Stored, read_lines
+from tests.faults.ledgers import Edge, Run, Stored, read_lines
 
 # What a `maker` leaves (fault_tasks.py).
 MADE: Final = ("out.txt", 5)
@@ -52,11 +53,14 @@ class Parts:
     events: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
 
-def find_broken(parts: Parts, runs: Sequence[Run], stored: Sequence[Stored]) -> Iterator[tuple[str, str, str]]:
+def find_broken(
+    parts: Parts, runs: Sequence[Run], stored: Sequence[Stored], edges: Sequence[Edge]
+) -> Iterator[tuple[str, str, str]]:
     """Yield (invariant, job, text) for what was promised and is not so."""
     yield from _families(parts, runs, stored)
     yield from _batches(parts, stored)
     yield from _steps(parts)
+    yield from _steps_again(parts, edges)
     for job in parts.makers:
         if parts.artifacts.get(job) != MADE:
             yield "P4", job, f"has completed; its artifact is {parts.artifacts.get(job)}"
@@ -102,6 +106,23 @@ def _steps(parts: Parts) -> Iterator[tuple[str, str, str]]:
         kept = parts.kept.get(step.job, {}).get(step.name)
         if kept is not None and step.token > kept:
             yield "P3", step.job, f"step {step.name} was done with token {step.token}, its result is that of {kept}"
+
+
+def _steps_again(parts: Parts, edges: Sequence[Edge]) -> Iterator[tuple[str, str, str]]:
+    """A step that was done by an attempt which ended in order, to sleep or to be retried, is never done again."""
+    tokens: dict[tuple[str, str], list[int]] = {}
+    for step in parts.steps:
+        tokens.setdefault((step.job, step.name), []).append(step.token)
+    stepped = {job for job, _ in tokens}
+    in_order = {
+        (edge.job, edge.token)
+        for edge in edges
+        if edge.job in stepped and (edge.what, edge.before, edge.after) == ("changed", "running", "scheduled")
+    }
+    for (job, name), own in tokens.items():
+        for earlier, later in pairwise(sorted(own)):
+            if earlier != later and (job, earlier) in in_order:
+                yield "P3", job, f"step {name} was done with token {earlier}, and again with {later}"
 
 
 def read_parts(folder: Path, connection: psycopg.Connection[Any]) -> Parts:

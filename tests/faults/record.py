@@ -57,7 +57,8 @@ class Record:
     def account(self) -> Account:
         """Hold the run against every invariant, those of its batches, steps, artifacts and events too."""
         found = check(self.evidence, self.expectation)
-        broken = [Violation(*one) for one in find_broken(self.parts, self.evidence.runs, self.evidence.stored)]
+        evidence = self.evidence
+        broken = [Violation(*one) for one in find_broken(self.parts, evidence.runs, evidence.stored, evidence.edges)]
         return Account({**found.figures, **_counts(self.parts)}, [*found.violations, *broken])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from benchmarks.results import ROOT, describe_machine
 from tests.faults.arena import Verdict
 from tests.faults.fleet import LEASE_SECONDS
 from tests.faults.plan import FAULTS
+from tests.faults.record import Record
 from tests.faults.recovery import AFTER_SECONDS, BACK_SECONDS, RECLAIM_SECONDS
 
 RESULTS: Final = Path(__file__).with_name("results.json")
@@ -44,8 +45,11 @@ TOTALS: Final = (
     Total("stale writes tried", ["stale writes tried"], 10_000),
     Total("stale writes accepted", ["stale_accepted"]),
     Total("acknowledged jobs lost", ["lost"]),
-    Total("duplicates explained by a lost lease", ["duplicates_explained"]),
+    Total("duplicates explained by a lost lease", ["duplicates_after_losses"]),
     Total("duplicates unexplained", ["duplicates_unexplained"]),
+    Total("executions again as asked: retries, sleeps, jobs handed back", ["executions_as_asked"]),
+    Total("jobs given up after three lost leases", ["given_up"]),
+    Total("jobs that failed or were cancelled as they were meant to", ["failed_or_cancelled"]),
     Total("processes left behind", ["processes_left"]),
 )
 
@@ -100,10 +104,18 @@ def load(path: Path = RESULTS) -> tuple[Mapping[str, str], list[Verdict]]:
 
 
 def gather(folder: Path, seed: int) -> list[Verdict]:
-    """Return the verdicts of the full runs with this seed, in the order of the plan."""
-    found = [Verdict(**json.loads(path.read_text())) for path in folder.glob(f"F*-{seed}/verdict.json")]
+    """Return the verdicts of the full runs with this seed, in the order of the plan, each judged again."""
+    found = [judge_again(path.parent) for path in folder.glob(f"F*-{seed}/verdict.json")]
     order = [fault.name for fault in FAULTS]
     return sorted(found, key=lambda verdict: order.index(verdict.fault))
+
+
+def judge_again(folder: Path) -> Verdict:
+    """Return the verdict of a run, with the figures and broken promises that today's checker sees in its ledgers."""
+    verdict = Verdict(**json.loads((folder / "verdict.json").read_text()))
+    account = Record.load(folder).account()
+    broken = dict.fromkeys([*verdict.violations, *map(str, account.violations)])
+    return replace(verdict, figures={**verdict.figures, **account.figures}, violations=list(broken))
 
 
 def write(verdicts: Sequence[Verdict], results: Path = RESULTS, page: Path = PAGE) -> None:
@@ -139,6 +151,7 @@ def render(machine: Mapping[str, str], verdicts: Sequence[Verdict]) -> str:
             sums[name] += int(value)
     broken = [f"{verdict.fault} {violation}" for verdict in verdicts for violation in verdict.violations]
     minutes = sum(verdict.seconds for verdict in verdicts) / 60
+    missing = [fault.name for fault in FAULTS if fault.name not in {verdict.fault for verdict in verdicts}]
     lines = [
         f"Seed {_all(verdicts, lambda one: str(one.seed))}, {minutes:,.0f} minutes, commit"
         f" {_all(verdicts, lambda one: one.commit)}, PostgreSQL {_all(verdicts, lambda one: one.server)};"
@@ -147,7 +160,7 @@ def render(machine: Mapping[str, str], verdicts: Sequence[Verdict]) -> str:
         "| in all | | wanted |",
         "|---|---|---|",
         *(
-            f"| {total.title} | {sum(sums[name] for name in total.names):,} | {_wanted(total)} |"
+            f"| {total.title} | {(found := sum(sums[name] for name in total.names)):,} | {_wanted(total, found)} |"
             for total in TOTALS
             if any(name in sums for name in total.names)
         ),
@@ -159,12 +172,14 @@ def render(machine: Mapping[str, str], verdicts: Sequence[Verdict]) -> str:
         "|---|---|---|---|",
         *(line for time in TIMES for line in _time_rows(time, verdicts)),
         "",
-        "| fault | minutes | hits | jobs | lost | duplicates explained / not | recovery p50 / p99 / max"
-        " | shutdown max |",
-        "|---|---|---|---|---|---|---|---|",
+        "| fault | minutes | hits | jobs | lost | given up | leases lost | duplicates explained / not | as asked"
+        " | recovery p50 / p99 / max | shutdown max |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_row, verdicts),
         "",
     ]
+    if missing:
+        lines += [f"Not made: {', '.join(missing)}.", ""]
     if broken:
         lines += ["Broken promises:", "", *(f"- {text}" for text in broken), ""]
     return "\n".join(lines)
@@ -174,9 +189,9 @@ def _all(verdicts: Sequence[Verdict], of: Callable[[Verdict], str]) -> str:
     return ", ".join(sorted({of(verdict) for verdict in verdicts}))
 
 
-def _wanted(total: Total) -> str:
+def _wanted(total: Total, found: int) -> str:
     if total.wanted:
-        return f"{total.wanted:,}"
+        return f"{total.wanted:,}" + (", **not reached**" if found < total.wanted else "")
     return "0" if total.title in NONE_OF else ""
 
 
@@ -207,6 +222,8 @@ def _row(verdict: Verdict) -> str:
     )
     return (
         f"| {verdict.fault} | {verdict.seconds / 60:.1f} | {hits} | {figures['jobs']:,.0f} | {figures['lost']:.0f}"
-        f" | {figures['duplicates_explained']:,.0f} / {figures['duplicates_unexplained']:,.0f} | {recovery}"
+        f" | {figures['given_up']:.0f} | {figures['leases_lost']:,.0f}"
+        f" | {figures['duplicates_after_losses']:,.0f} / {figures['duplicates_unexplained']:,.0f}"
+        f" | {figures['executions_as_asked']:,.0f} | {recovery}"
         f" | {figures['shutdown_max_s']:.2f} s |"
     )

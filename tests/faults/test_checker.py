@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,10 @@ LOST = Edge(3, 12.5, 3, "a", "changed", "running", "queued", 1, 1, None, 12.0, N
 AGAIN = Edge(4, 13.0, 4, "a", "changed", "queued", "running", 2, 1, "w2", None, 14.0)
 REMOVED = Edge(5, 13.5, 5, "a", "removed", "running", None, 2, 1, "w2", 14.0, None)
 ENDED = Edge(6, 13.5, 5, "a", "ended", None, "completed", 2, 1, "w2", None, None)
-ROW = Stored("a", 7, "completed", 2, 1, 2, "key", live=False)
+ROW = Stored("a", 7, "completed", 2, 1, 2, "key", live=False, kind="work")
+# In the place of the loss: the job was handed back, or its attempt failed.
+RETURNED = replace(LOST, losses=0)
+RETRIED = replace(RETURNED, after="scheduled")
 
 # A worker lost a lease, another did the job.
 CLEAN = Evidence(
@@ -34,7 +38,8 @@ def test_a_run_in_order_is_clean_and_counted() -> None:
     assert account.violations == []
     assert account.figures == {
         "jobs": 1, "acked": 1, "failed": 1, "unknown": 1, "executions": 2, "cut_short": 1, "leases_lost": 1, "lost": 0,
-        "duplicates_explained": 1, "duplicates_unexplained": 0,
+        "duplicates_after_losses": 1, "executions_as_asked": 0, "duplicates_unexplained": 0, "given_up": 0,
+        "failed_or_cancelled": 0,
     }  # fmt: skip
 
 
@@ -92,11 +97,24 @@ DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "two ends": ("S4", edges(replace(ENDED, seq=7, xid=6))),
     "an end by a stale lease": ("S4", edges(replace(ENDED, token=1))),
     "a result of another lease": ("S4", lambda e: replace(e, stored=[replace(ROW, told=1)])),
+    "a completed job that no handler has done": ("S4", lambda e: replace(e, runs=e.runs[:1])),
+    "a completed job whose handler did not come to its end": (
+        "S4",
+        lambda e: replace(e, runs=[e.runs[0], replace(e.runs[1], end_ns=None)]),
+    ),
     "an execution doubled": ("S5", lambda e: replace(e, runs=[*e.runs, e.runs[1]])),
     "an execution without a claim": ("S5", lambda e: replace(e, runs=[*e.runs, replace(e.runs[1], token=3)])),
     "a lease that nothing ended": (
         "S5",
         edges(replace(AGAIN, before="running"), without=(LOST,)),
+    ),
+    "a job handed back that was done": (
+        "S5",
+        lambda e: edges(RETURNED)(replace(e, runs=[replace(e.runs[0], end_ns=3), e.runs[1]])),
+    ),
+    "a job that nobody wanted to fail": (
+        "L4",
+        lambda e: edges(replace(ENDED, after="failed"))(replace(e, stored=[replace(ROW, state="failed")])),
     ),
     "a lease taken from whom nobody disturbed": ("S5", edges(replace(CLAIMED, worker="w2"))),
     "a lease taken away too early": ("S6", edges(replace(LOST, at=11.5))),
@@ -105,6 +123,47 @@ DISORDER: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "a unique key of two jobs": ("S8", lambda e: replace(e, stored=[ROW, replace(ROW, id="b", number=9)])),
     "a job that never ended": ("L1", lambda e: replace(e, stored=[replace(ROW, live=True, state="running")])),
 }
+
+
+def test_why_a_job_ran_again_is_counted() -> None:
+    figures = check(edges(RETRIED, replace(AGAIN, before="scheduled"))(CLEAN), Expectation()).figures
+    assert (figures["duplicates_after_losses"], figures["executions_as_asked"]) == (0, 1)
+    rerun = [
+        replace(BEGAN, seq=9, xid=9, what="taken back", before="failed", after=None, token=2, losses=1),
+        replace(BEGAN, seq=10, xid=9, token=2, losses=1),
+        replace(CLAIMED, seq=11, token=3, losses=1, worker="w3"),
+        replace(REMOVED, seq=12, xid=12, token=3),
+        replace(ENDED, seq=13, xid=12, token=3),
+    ]
+    runs = [*CLEAN.runs, replace(CLEAN.runs[1], token=3)]
+    first = [*CLEAN.edges[:-1], replace(ENDED, after="failed")]
+    again = replace(CLEAN, edges=[*first, *rerun], runs=runs, stored=[replace(ROW, token=3, told=3)])
+    account = check(again, Expectation())
+    assert account.violations == []
+    assert (account.figures["duplicates_after_losses"], account.figures["executions_as_asked"]) == (1, 1)
+    # It does not explain that two ran before it.
+    doubled = edges(replace(AGAIN, before="running"), without=(LOST,))(again)
+    assert "S5" in {found.invariant for found in check(doubled, Expectation()).violations}
+
+
+def test_who_may_fail() -> None:
+    def violations(*, kind: str, losses: int, **allowed: Any) -> set[str]:
+        failed = replace(ROW, state="failed", kind=kind, losses=losses)
+        evidence = replace(edges(replace(ENDED, after="failed"))(CLEAN), stored=[failed])
+        return {found.invariant for found in check(evidence, replace(WATCHFUL, **allowed)).violations}
+
+    assert violations(kind="work", losses=2) == {"L4"}
+    assert violations(kind="work", losses=3) == set()
+    assert violations(kind="work", losses=0, may_fail=["shout"]) == {"L4"}
+    assert violations(kind="shout", losses=0, may_fail=["shout"]) == set()
+    assert violations(kind="work", losses=0, may_fail=None) == set()
+
+
+def test_jobs_that_others_do_need_no_witness() -> None:
+    unseen = replace(CLEAN, runs=CLEAN.runs[:1])
+    assert check(unseen, replace(WATCHFUL, unwitnessed=None)).violations == []
+    assert check(unseen, replace(WATCHFUL, unwitnessed=["work"])).violations == []
+    assert {found.invariant for found in check(unseen, replace(WATCHFUL, unwitnessed=["chat"])).violations} == {"S4"}
 
 
 def test_only_what_has_ended_and_nobody_was_promised_may_be_forgotten() -> None:
@@ -155,13 +214,18 @@ DISORDERED_PARTS: dict[str, tuple[str, Parts]] = {
 
 
 def test_parts_in_order_are_clean() -> None:
-    assert list(find_broken(WHOLE, FAMILY_RUNS, FAMILY_ROWS)) == []
+    assert list(find_broken(WHOLE, FAMILY_RUNS, FAMILY_ROWS, CLEAN.edges)) == []
+
+
+def test_a_step_of_an_attempt_that_ended_in_order_is_not_done_again() -> None:
+    [(invariant, job, _)] = find_broken(WHOLE, FAMILY_RUNS, FAMILY_ROWS, edges(RETRIED)(CLEAN).edges)
+    assert (invariant, job) == ("P3", "a")
 
 
 @pytest.mark.parametrize("name", DISORDERED_PARTS)
 def test_each_disorder_of_parts_is_seen(name: str) -> None:
     invariant, parts = DISORDERED_PARTS[name]
-    found = {broken[0] for broken in find_broken(parts, FAMILY_RUNS, FAMILY_ROWS)}
+    found = {broken[0] for broken in find_broken(parts, FAMILY_RUNS, FAMILY_ROWS, CLEAN.edges)}
     assert invariant in found, f"found: {found or 'nothing'}"
 
 

@@ -218,7 +218,7 @@ class Arena:
         gone = start == "forgotten" and any(session.name == "retention" for session in sessions)
         if len(stored) != 1 and not (gone and not stored):
             wrong.append(f"there are {len(stored)} rows of the job")
-        account = check(Evidence([], [], edges, stored), Expectation(may_remain=LIVE))
+        account = check(Evidence([], [], edges, stored), Expectation(may_remain=LIVE, may_fail=None, unwitnessed=None))
         wrong += [str(v) for v in account.violations if not (gone and not stored and v.invariant == "S1")]
         # Who was told that he has ended the first lease has ended it, and nobody else.
         ended = sum(edge.before == "running" and edge.after != "running" and edge.token == 1 for edge in edges)

@@ -120,8 +120,8 @@ def make_handlers(ledgers: Ledgers, process: Process, surroundings: Simulated) -
     async def flaky(n: int) -> dict[str, Any]:
         with running(n):
             await asyncio.sleep(0.01)
-        if current_job().attempt < 3:
-            raise RuntimeError("not yet")
+            if current_job().attempt < 3:
+                raise RuntimeError("not yet")
         return {"token": current_job().lease_token}
 
     @tasks.task

@@ -20,6 +20,7 @@ from queue_pg_workers.worker import Worker
 
 from queue_pg import Queue
 from queue_pg.models import Job
+from queue_pg.surroundings import REAL, Surroundings
 from queue_pg.tasks import Tasks
 
 PATIENCE_SECONDS = 20.0
@@ -32,6 +33,7 @@ async def running(
     *,
     provider: Provider | None = None,
     commands: CommandRunner | None = None,
+    surroundings: Surroundings = REAL,
     **config: Any,
 ) -> AsyncGenerator[Worker]:
     """Run a worker while the block lasts, stopped at its end unless it was."""
@@ -40,7 +42,7 @@ async def running(
     made = WorkerConfig(dsn=dsn, **config)
     sender = WebhookSender(made.webhooks)
     handlers = handlers_of(tasks or Tasks(), provider or MockProvider(), sender, commands)
-    worker = Worker(made, handlers, signals=signals)
+    worker = Worker(made, handlers, signals=signals, surroundings=surroundings)
     with signals.listen("started") as started:
         running = asyncio.create_task(worker.run())
         first = asyncio.create_task(started.get())

@@ -23,6 +23,7 @@ from queue_pg_workers.leases import FENCE_SECONDS
 from queue_pg import Queue, store
 from queue_pg.errors import LeaseLost
 from queue_pg.models import LeasedJob, NewJob
+from queue_pg.surroundings import Surroundings
 from queue_pg.tasks import Tasks, current_job
 from tests.faults.lines import DOWN, UP, Line
 
@@ -294,6 +295,45 @@ async def test_past_its_trust_deadline_a_handler_is_stopped(
         # The token was still good, so its release counted and burnt no attempt: it runs again.
         assert await soon(task.began.get()) == 2
         assert (await row(conn, job.id))["attempt"] == 1
+
+
+async def test_a_claim_whose_answer_comes_too_late_begins_nothing(
+    dsn: str, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may have its jobs. Those that nobody has are handed back."""
+    claim, late, tokens = store.claim_for_worker, [60.0], list[int]()
+
+    class Clock(Surroundings):
+        seconds = 0.0
+
+        def monotonic(self) -> float:
+            return super().monotonic() + self.seconds
+
+    clock = Clock()
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        jobs = await claim(*arguments, **options)
+        if jobs and late:
+            clock.seconds += late.pop()
+        return jobs
+
+    monkeypatch.setattr(store, "claim_for_worker", slowly)
+    tasks = Tasks()
+
+    @tasks.task
+    async def on_the_loop() -> None:
+        tokens.append(current_job().lease_token)
+
+    @tasks.task
+    def in_a_thread() -> None:
+        tokens.append(current_job().lease_token)
+
+    async with running(dsn, tasks, surroundings=clock, lease_seconds=30.0):
+        for kind in ("on_the_loop", "in_a_thread"):
+            job = await finished(queue, (await queue.submit(kind)).id)
+            assert (job.state, job.lease_token, job.attempt) == ("completed", 2, 1)
+            late.append(60.0)
+    assert tokens == [2, 2]
 
 
 async def test_a_worker_whose_row_is_gone_registers_again(

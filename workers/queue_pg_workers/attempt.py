@@ -61,6 +61,7 @@ class Attempts:
         self._on_outcome = on_outcome
         self._on_ended = on_ended
         self._guard = ForkGuard()
+        self._monotonic = surroundings.monotonic
         self._loop = asyncio.get_running_loop()
 
     def start(self, held: Held, handler: Handler) -> None:
@@ -92,7 +93,7 @@ class Attempts:
         # Not in `start`: a task that is cancelled before its first step never gets here.
         held.running = True
         try:
-            kwargs = _arguments(held, handler)
+            kwargs = self._arguments(held, handler)
             if self._signals.heard("handler_started"):
                 self._signals.emit("handler_started", UUID(job.id))
             try:
@@ -125,13 +126,13 @@ class Attempts:
         running.add_done_callback(lambda done: self._ended_elsewhere(held, done.result()))
 
     def _start_in_thread(self, held: Held, handler: Handler) -> Future[Outcome]:
-        kwargs = _arguments(held, handler)
+        kwargs = self._arguments(held, handler)
         # Threads start with an empty context; handlers expect the one that async code would have.
         carried = copy_context()
         return self._threads.submit(lambda: carried.run(_in_thread, handler, kwargs, held, self._guard))
 
     def _start_in_process(self, held: Held, handler: Handler) -> Future[Outcome]:
-        kwargs, context = _arguments(held, handler), held.context()
+        kwargs, context = self._arguments(held, handler), held.context()
         try:
             call = ProcessCall.of(handler.fn, kwargs, context)
         except BaseException as error:
@@ -139,6 +140,28 @@ class Attempts:
             raise _Refused(arguments_unpicklable(held.job, error)) from None
         run, held.stop = self._processes.prepare(call)
         return self._threads.submit(lambda: _in_process(run, context))
+
+    def _arguments(self, held: Held, handler: Handler) -> Mapping[str, Any]:
+        """Return the handler's arguments. Raise _Refused for a job that it cannot take, or must not begin any more.
+
+        That is one which was stopped already, or which somebody else may have: the answer to its claim came too late.
+        """
+        job = held.job
+        if held.interruption is not None or held.trusted_until < self._monotonic():
+            raise _Refused(released(job))
+        try:
+            payload = decode_json(job.payload)
+            if job.metadata is not None:
+                held.metadata = decode_json(job.metadata)
+        except UnreadableJson as error:
+            raise _Refused(payload_unreadable(job, str(error))) from None
+        try:
+            return handler.validate(payload)
+        except InvalidJob as invalid:
+            raise _Refused(payload_invalid(job, invalid)) from None
+        except BaseException as error:
+            # Validators are the user's code too, and SystemExit would end the worker's loop.
+            raise _Refused(of_error(job.id, job.lease_token, error)) from None
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -173,26 +196,6 @@ class Attempts:
 class _Refused(Exception):
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
-
-
-def _arguments(held: Held, handler: Handler) -> Mapping[str, Any]:
-    """Return the handler's arguments. Raise _Refused for a job that it cannot take, or that was stopped already."""
-    job = held.job
-    if held.interruption is not None:
-        raise _Refused(released(job))
-    try:
-        payload = decode_json(job.payload)
-        if job.metadata is not None:
-            held.metadata = decode_json(job.metadata)
-    except UnreadableJson as error:
-        raise _Refused(payload_unreadable(job, str(error))) from None
-    try:
-        return handler.validate(payload)
-    except InvalidJob as invalid:
-        raise _Refused(payload_invalid(job, invalid)) from None
-    except BaseException as error:
-        # Validators are the user's code too, and SystemExit would end the worker's loop.
-        raise _Refused(of_error(job.id, job.lease_token, error)) from None
 
 
 def _judged(held: Held, outcome: Outcome | None) -> Outcome:

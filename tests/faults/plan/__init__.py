@@ -28,7 +28,12 @@ FAULTS: Final = (
     Fault("F1", "workers killed", processes.kill_workers, Size(hits=8), Size(hits=1_200, workers=6)),
     Fault("F2", "workers killed at chosen points", processes.kill_workers_at_points, Size(hits=1), Size(hits=40)),
     Fault(
-        "F3", "workers frozen past their leases", processes.freeze_workers, Size(hits=2), Size(hits=100, concurrency=32)
+        "F3",
+        "workers frozen past their leases",
+        processes.freeze_workers,
+        Size(hits=2, rate=5, job_seconds=4),
+        # What was lost is still under way elsewhere when it is tried.
+        Size(hits=60, rate=14, job_seconds=4, concurrency=32),
     ),
     Fault("F4", "event loops blocked", processes.block_the_loop, Size(hits=3, rate=20), Size(hits=100, rate=20)),
     Fault("F5", "Postgres killed", server.kill_postgres, Size(hits=3), Size(hits=200)),

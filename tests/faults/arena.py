@@ -49,6 +49,8 @@ from tests.faults.service import Service
 HEAL_SECONDS: Final = 60.0
 # For what has been killed to be gone.
 GONE_SECONDS: Final = 10.0
+# Of each job that shows whether all workers work.
+RUSH_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Arena:
     recoveries: list[float] = field(default_factory=list[float])
     # None: any worker may lose leases. Else only those that the fleet has disturbed.
     blames: bool = False
+    # Workers whose line stays dead.
+    cut_off: set[str] = field(default_factory=set[str])
     may_remain: Sequence[str] = ()
     # The kinds of jobs that may fail or be cancelled, and those that others do than our handlers. None: all.
     may_fail: Sequence[str] | None = ()
@@ -125,6 +129,9 @@ class Arena:
     def mix(self, dsn: str | None = None) -> Mixer:
         """Start an application that uses every part of the queue, until peace comes."""
         self.postgres.execute("select queue_pg.set_limit('key', %s, max_running => %s)", (mixture.LIMIT, mixture.MOST))
+        # What commands write themselves is held against P7.
+        if self.unwitnessed is not None:
+            self.unwitnessed = [*self.unwitnessed, "command"]
         mixer = Mixer(dsn or self.postgres.dsn, self.folder, self.numbers, rate=self.size.rate / 2)
         self.caps[mixture.LIMIT] = (mixer.limited, mixture.MOST)
         mixer.start()
@@ -245,6 +252,8 @@ class Fault:
     obstacle: Callable[[], str | None] = lambda: None
     # Makes the schema in an empty database; it may leave things in the folder of the run.
     prepare: Callable[[Path, str], None] = _make_schema
+    # Figures that a whole run has more than none of, or it has missed what it is about.
+    shows: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +325,9 @@ def run(fault: Fault, *, seed: int, folder: Path, size: Size) -> Verdict:
             )
         times = _times(arena, record.evidence)
         violations = [*arena.violations, *account.violations, *_coverage(arena)]
+        if size.hits >= fault.full.hits:
+            missed = [name for name in fault.shows if not account.figures.get(name)]
+            violations += [Violation("coverage", "-", f"never happened: {name}") for name in missed]
         if deadlocks := logs.deadlocks(folder):
             violations.append(Violation("R1", "-", f"{deadlocks} deadlocks; the server's log tells of whom"))
         recoveries = arena.recoveries or [0.0]
@@ -356,11 +368,29 @@ def _heal(arena: Arena) -> None:
         arena.violate("L2", f"workers ended by themselves: {arena.fleet.strays}")
     try:
         arena.until(lambda: _live(arena) == 0, "every job has ended", seconds=HEAL_SECONDS)
+        _rush(arena)
     except TimeoutError as error:
         arena.violate("L1", str(error))
     codes = [*arena.fleet.stop(), *(service.stop() for service in arena.services)]
     if set(codes) != {0}:
         arena.violate("L2", f"workers and services ended with {codes}")
+
+
+def _rush(arena: Arena) -> None:
+    """See that every worker works again: each has some of the jobs, when there are more than the others can do."""
+    workers = [worker for worker in arena.fleet.workers if worker.id not in arena.cut_off]
+    arena.until(lambda: all(worker.serves for worker in workers), "all workers serve")
+    before = {worker.id: arena.done_by(worker) for worker in workers}
+    rush = arena.produce(keyed=True, rate=1_000.0, payload={"seconds": RUSH_SECONDS})
+    try:
+        arena.until(
+            lambda: all(arena.done_by(worker) > before[worker.id] for worker in workers),
+            "every worker works",
+            seconds=HEAL_SECONDS,
+        )
+    finally:
+        rush.stop()
+    arena.until(lambda: _live(arena) == 0, "every job of the rush has ended", seconds=HEAL_SECONDS)
 
 
 def _times(arena: Arena, evidence: Evidence) -> dict[str, float]:

@@ -105,6 +105,7 @@ class Fleet:
             "LOG_LEVEL": "INFO",
             "LEASE_SECONDS": str(LEASE_SECONDS),
             "GRACE_SECONDS": str(GRACE_SECONDS),
+            "QUEUE_PG_COMMANDS": "any",
             **self.environment,
             **environment,
         }

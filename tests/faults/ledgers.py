@@ -167,7 +167,8 @@ def read_edges(connection: psycopg.Connection[Any]) -> list[Edge]:
 def read_stored(connection: psycopg.Connection[Any]) -> list[Stored]:
     """Return all jobs there are."""
     rows = connection.execute(
-        "select id::text, (payload ->> 'n')::bigint, state::text, lease_token, lease_losses,"
+        "select id::text, coalesce(payload ->> 'n', payload -> 'env' ->> 'N')::bigint, state::text,"
+        " lease_token, lease_losses,"
         " case when jsonb_typeof(result) = 'object' then (result ->> 'token')::bigint end, unique_key, live, kind"
         " from (select id, payload, state, lease_token, lease_losses, null::jsonb as result, unique_key, true as live,"
         " kind from queue_pg.jobs"

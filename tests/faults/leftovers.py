@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 # Whatever a run starts inherits this from the process that makes it, and hands it on.
-MARK: Final = "QUEUE_PG_FAULTS_RUN"
+MARK: Final = "FAULTS_RUN"
 
 
 def mark() -> str:

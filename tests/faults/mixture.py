@@ -1,4 +1,4 @@
-"""An application that uses every part: retries, snoozes, parents, batches, limits, steps, artifacts and events."""
+"""An application that uses every part: retries, waits, parents, batches, limits, steps, artifacts, events, commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from uuid import UUID
 
 from queue_pg.client_sync import SyncQueue
 from queue_pg.errors import DatabaseUnavailable, InvalidBatchTransition
+from tests.faults import leftovers
 from tests.faults.ledgers import ACKED, UNKNOWN, LineFile
+from tests.faults.parts import COMMANDS
 from tests.faults.producers import PAUSE_SECONDS, Producer
 
 LIMIT: Final = "narrow"
 MOST: Final = 2
 CHILDREN: Final = 2
 BATCH: Final = 4
+# Writes down that it begins and that it ends, and leaves what a `maker` does.
+SCRIPT: Final = """
+echo "$QUEUE_PG_JOB_ID $$ begin" >> "$LEDGER"
+sleep 0.05
+echo done > "$QUEUE_PG_ARTIFACTS/out.txt"
+echo "$QUEUE_PG_JOB_ID $$ end" >> "$LEDGER"
+"""
 
 
 class _Halted(Exception):
@@ -34,13 +43,14 @@ class Mixer(Producer):
     def __init__(self, dsn: str, folder: Path, numbers: itertools.count[int], *, rate: float) -> None:
         super().__init__(dsn, folder, numbers, keyed=True, rate=rate)
         self.limited: set[int] = set()
+        self._environment = {"LEDGER": str(folder.resolve() / COMMANDS), **leftovers.handed_on()}
         self._parts = LineFile(folder / f"parts-{os.getpid()}-{id(self)}.jsonl", durable=True)
 
     def _produce(self) -> None:
         with closing(self._open_queue()) as queue:
             try:
                 while not self._halt.is_set():
-                    for form in (self._alone, self._family, self._limited, self._batch):
+                    for form in (self._alone, self._run, self._family, self._limited, self._batch):
                         form(queue)
             except _Halted:
                 return
@@ -48,6 +58,12 @@ class Mixer(Producer):
     def _alone(self, queue: SyncQueue) -> None:
         for kind in ("flaky", "nap", "stepped", "maker"):
             self._submit(queue, kind)
+
+    def _run(self, queue: SyncQueue) -> None:
+        number = next(self._numbers)
+        # A command takes no parameters of its own.
+        environment = {"N": str(number), **self._environment}
+        self._submit(queue, "command", {"cmd": ["sh", "-c", SCRIPT], "env": environment}, number=number, numbered=False)
 
     def _family(self, queue: SyncQueue) -> None:
         parent, parent_id = self._submit(queue, "work", {"seconds": 0.02})
@@ -87,12 +103,14 @@ class Mixer(Producer):
         payload: dict[str, Any] | None = None,
         *,
         number: int | None = None,
+        numbered: bool = True,
         **options: Any,
     ) -> tuple[int, UUID]:
         number = next(self._numbers) if number is None else number
+        payload = {**({"n": number} if numbered else {}), **(payload or {})}
         while True:
             try:
-                job = queue.submit(kind, {"n": number, **(payload or {})}, unique_key=f"key-{number}", **options)
+                job = queue.submit(kind, payload, unique_key=f"key-{number}", **options)
             except DatabaseUnavailable:
                 self._ledger.write(number, UNKNOWN, None)
                 self._pause()

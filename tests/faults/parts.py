@@ -1,4 +1,4 @@
-"""What the other parts promise, held against the same ledgers: families, batches, steps, artifacts, events."""
+"""What other parts promise, held against the same ledgers: families, batches, steps, artifacts, events, commands."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tests.faults.ledgers import Edge, Run, Stored, read_lines
 
 # What a `maker` leaves (fault_tasks.py).
 MADE: Final = ("out.txt", 5)
+# Where commands write down that they begin and end (mixture.py), in the order in which that happens.
+COMMANDS: Final = "commands.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,15 @@ class BatchRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What one process of a command has written: `begin`, or `end`."""
+
+    job: str
+    pid: int
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """What is known of the parts. `families`: (parent, child) by their numbers; `members`: batch to the numbers of its
     jobs; `kept`: job to step to the token that did it, as its result says; `events`: job to (how many, the newest)."""
@@ -51,6 +62,7 @@ class Parts:
     makers: Sequence[str] = ()
     artifacts: Mapping[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
     events: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    commands: Sequence[CommandLine] = ()
 
 
 def find_broken(
@@ -61,6 +73,7 @@ def find_broken(
     yield from _batches(parts, stored)
     yield from _steps(parts)
     yield from _steps_again(parts, edges)
+    yield from _commands(parts, stored)
     for job in parts.makers:
         if parts.artifacts.get(job) != MADE:
             yield "P4", job, f"has completed; its artifact is {parts.artifacts.get(job)}"
@@ -125,6 +138,22 @@ def _steps_again(parts: Parts, edges: Sequence[Edge]) -> Iterator[tuple[str, str
                 yield "P3", job, f"step {name} was done with token {earlier}, and again with {later}"
 
 
+def _commands(parts: Parts, stored: Sequence[Stored]) -> Iterator[tuple[str, str, str]]:
+    """Those that completed came to their end; none went on when the next one of its job had begun."""
+    newest: dict[str, int] = {}
+    ended: set[str] = set()
+    for line in parts.commands:
+        if line.word == "begin":
+            newest[line.job] = line.pid
+            continue
+        ended.add(line.job)
+        if newest.get(line.job) != line.pid:
+            yield "P7", line.job, f"process {line.pid} went on when {newest.get(line.job)} had begun"
+    for job in stored:
+        if job.kind == "command" and job.state == "completed" and job.id not in ended:
+            yield "P7", job.id, "has completed; its command did not come to its end"
+
+
 def read_parts(folder: Path, connection: psycopg.Connection[Any]) -> Parts:
     """Return what files and tables say of the parts."""
     families: list[tuple[int, int]] = []
@@ -150,10 +179,20 @@ def read_parts(folder: Path, connection: psycopg.Connection[Any]) -> Parts:
             for row in _rows(connection, "select job_id::text, name, size from queue_pg.artifacts")
         },
         {row[0]: (row[1], row[2]) for row in _rows(connection, _EVENTS)},
+        list(_read_commands(folder / COMMANDS)),
     )
 
 
-_MAKERS: Final = "select id::text from queue_pg.finished_jobs where kind = 'maker' and state = 'completed'"
+def _read_commands(path: Path) -> Iterator[CommandLine]:
+    if path.exists():
+        for line in path.read_text().splitlines():
+            job, pid, word = line.split()
+            yield CommandLine(job, int(pid), word)
+
+
+_MAKERS: Final = (
+    "select id::text from queue_pg.finished_jobs where kind in ('maker', 'command') and state = 'completed'"
+)
 _BATCHES: Final = """
 select b.id::text, b.state, b.total, b.completed, b.failed, b.cancelled, (
   select count(*) from queue_pg.finished_jobs j where j.kind = 'told' and j.payload -> 'batch' ->> 'id' = b.id::text)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.faults.checker import Account, Expectation, Violation, check
 from tests.faults.ledgers import Edge, Evidence, Stored, read_runs, read_submissions
-from tests.faults.parts import BatchRow, Parts, StepRun, find_broken
+from tests.faults.parts import BatchRow, CommandLine, Parts, StepRun, find_broken
 
 # Beside the files of those who submitted and of those who ran: what the trigger saw, and the rows at the end.
 EDGES: Final = "edges.jsonl.gz"
@@ -83,6 +83,8 @@ def _parts(kept: dict[str, Any]) -> Parts:
         kept["makers"],
         {job: tuple(artifact) for job, artifact in kept["artifacts"].items()},
         kept["events"],
+        # The first records have none.
+        [CommandLine(**line) for line in kept.get("commands", ())],
     )
 
 
@@ -95,4 +97,5 @@ def _counts(parts: Parts) -> dict[str, int]:
         "batches": len(parts.members),
         "steps": len(parts.steps),
         "artifacts": len(parts.makers),
+        "commands": sum(line.word == "begin" for line in parts.commands),
     }

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.checker import LEGAL, Expectation, check
 from tests.faults.ledgers import ACKED, FAILED, UNKNOWN, Edge, Evidence, Run, Stored, Submission
-from tests.faults.parts import MADE, BatchRow, Parts, StepRun, find_broken
+from tests.faults.parts import MADE, BatchRow, CommandLine, Parts, StepRun, find_broken
 
 BEGAN = Edge(1, 10.0, 1, "a", "made", None, "queued", 0, 0, None, None, None)
 CLAIMED = Edge(2, 11.0, 2, "a", "changed", "queued", "running", 1, 0, "w1", None, 12.0)
@@ -195,9 +195,11 @@ WHOLE = Parts(
     makers=["a"],
     artifacts={"a": MADE},
     events={"a": (3, 3)},
+    # The first process was killed with its worker.
+    commands=[CommandLine("x", 51, "begin"), CommandLine("x", 52, "begin"), CommandLine("x", 52, "end")],
 )
 FAMILY_RUNS = [*CLEAN.runs, Run(8, "c", 1, 101, 10, 11)]
-FAMILY_ROWS = [ROW, replace(ROW, id="c", number=8, token=1)]
+FAMILY_ROWS = [ROW, replace(ROW, id="c", number=8, token=1), replace(ROW, id="x", number=9, kind="command")]
 [BATCH_ROW] = WHOLE.batches
 
 DISORDERED_PARTS: dict[str, tuple[str, Parts]] = {
@@ -209,6 +211,11 @@ DISORDERED_PARTS: dict[str, tuple[str, Parts]] = {
     "a step done again after it was kept": ("P3", replace(WHOLE, kept={"a": {"first": 1}})),
     "a step done twice by one lease": ("P3", replace(WHOLE, steps=[*WHOLE.steps, StepRun("a", "first", 2)])),
     "a file that is not there": ("P4", replace(WHOLE, artifacts={})),
+    "a command that goes on beside the next one": (
+        "P7",
+        replace(WHOLE, commands=[*WHOLE.commands, CommandLine("x", 51, "end")]),
+    ),
+    "a command that did not come to its end": ("P7", replace(WHOLE, commands=WHOLE.commands[:2])),
     "an event that is not there": ("P5", replace(WHOLE, events={"a": (2, 3)})),
 }
 

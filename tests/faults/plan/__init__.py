@@ -25,8 +25,22 @@ from tests.faults.postgres import too_old_for_small_notify_queues
 _SMALL_LOG: Final = {"max_wal_size": "128MB", "min_wal_size": "32MB"}
 
 FAULTS: Final = (
-    Fault("F1", "workers killed", processes.kill_workers, Size(hits=8), Size(hits=1_200, workers=6)),
-    Fault("F2", "workers killed at chosen points", processes.kill_workers_at_points, Size(hits=1), Size(hits=40)),
+    Fault(
+        "F1",
+        "workers killed",
+        processes.kill_workers,
+        Size(hits=8),
+        Size(hits=1_200, workers=6),
+        shows=["duplicates_after_losses", "executions_as_asked", "commands"],
+    ),
+    Fault(
+        "F2",
+        "workers killed at chosen points",
+        processes.kill_workers_at_points,
+        Size(hits=1),
+        Size(hits=40),
+        shows=["duplicates_after_losses"],
+    ),
     Fault(
         "F3",
         "workers frozen past their leases",
@@ -34,9 +48,18 @@ FAULTS: Final = (
         Size(hits=2, rate=5, job_seconds=4),
         # What was lost is still under way elsewhere when it is tried.
         Size(hits=60, rate=14, job_seconds=4, concurrency=32),
+        shows=["duplicates_after_losses"],
     ),
     Fault("F4", "event loops blocked", processes.block_the_loop, Size(hits=3, rate=20), Size(hits=100, rate=20)),
-    Fault("F5", "Postgres killed", server.kill_postgres, Size(hits=3), Size(hits=200)),
+    Fault(
+        "F5",
+        "Postgres killed",
+        server.kill_postgres,
+        Size(hits=3),
+        # Two thirds of what the workers can do: a server that comes back at half its speed is seen.
+        Size(hits=200, job_seconds=0.1),
+        shows=["unknown", "executions_as_asked", "commands"],
+    ),
     Fault(
         "F6",
         "Postgres killed while it confirms before it writes",
@@ -48,12 +71,40 @@ FAULTS: Final = (
     Fault(
         "F7", "the power fails", server.lose_power, Size(hits=1), Size(hits=100), settings=_SMALL_LOG, obstacle=no_plug
     ),
-    Fault("F8", "Postgres restarted", server.restart_postgres, Size(hits=2), Size(hits=50)),
-    Fault("F9", "connections terminated", server.terminate_backends, Size(hits=40), Size(hits=2_000)),
+    Fault(
+        "F8",
+        "Postgres restarted",
+        server.restart_postgres,
+        Size(hits=2),
+        Size(hits=50, job_seconds=0.1),
+        shows=["unknown"],
+    ),
+    Fault(
+        "F9",
+        "connections terminated",
+        server.terminate_backends,
+        Size(hits=40),
+        Size(hits=2_000),
+        shows=["unknown", "executions_as_asked", "commands"],
+    ),
     Fault("F10", "silent lines", network.silence_lines, Size(hits=1, workers=2), Size(hits=12, workers=2)),
     Fault("F11", "slow and torn lines", network.slow_lines, Size(hits=5, workers=1), Size(hits=500, workers=1)),
-    Fault("F12", "replies lost after the commit", network.lose_replies, Size(hits=20), Size(hits=1_000)),
-    Fault("F13", "processes cut off one by one", network.partition, Size(hits=2, workers=0), Size(hits=60, workers=0)),
+    Fault(
+        "F12",
+        "replies lost after the commit",
+        network.lose_replies,
+        Size(hits=20),
+        Size(hits=1_000),
+        shows=["unknown", "leases_lost", "commands"],
+    ),
+    Fault(
+        "F13",
+        "processes cut off one by one",
+        network.partition,
+        Size(hits=2, workers=0),
+        Size(hits=60, workers=0),
+        shows=["leases_lost"],
+    ),
     Fault(
         "F14",
         "clocks of workers wrong",

@@ -56,6 +56,7 @@ def silence_lines(arena: Arena) -> None:
     # At the end its line may be dead; letting go of that is a part of the grace.
     victim = arena.fleet.add(dsn, GRACE_SECONDS="3")
     arena.fleet.disturbed.add(victim.id)
+    arena.cut_off.add(victim.id)
     arena.produce(keyed=True)
     arena.produce(keyed=False)
     arena.until(lambda: victim.serves, "the worker on the line works")

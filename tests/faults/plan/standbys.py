@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from psycopg.conninfo import make_conninfo
@@ -12,6 +13,7 @@ from queue_pg.client_sync import SyncQueue
 from queue_pg.errors import DatabaseUnavailable
 from tests.faults.arena import Arena
 from tests.faults.fleet import STOP_SECONDS, Worker
+from tests.faults.ledgers import LineFile, read_lines
 from tests.faults.lines import BOTH, Line
 from tests.faults.postgres import Postgres
 from tests.faults.producers import Producer
@@ -135,6 +137,20 @@ def _work_on(arena: Arena, old: Postgres, number: int) -> None:
     straggler.process.terminate()
     if (code := straggler.process.wait(STOP_SECONDS)) != 0:
         arena.violate("L2", f"the worker of the old primary ended with {code}")
+    _hand_in(arena, straggler, apart)
+
+
+def _hand_in(arena: Arena, straggler: Worker, apart: Path) -> None:
+    """Add to the effects of the run what the straggler has done since it went over."""
+    claims = arena.postgres.execute(
+        "select job::text, token from faults.edges where worker = %s and what = 'changed' and after = 'running'",
+        (straggler.id,),
+    )
+    own = {tuple(claim) for claim in claims}
+    effects = LineFile(arena.folder / f"effects-{straggler.pid}.jsonl", durable=False)
+    for path in apart.glob("effects-*.jsonl"):
+        effects.write_all(line for line in read_lines(path) if (line[2], line[3]) in own)
+    effects.close()
 
 
 def _has_worked(postgres: Postgres, worker: Worker) -> bool:

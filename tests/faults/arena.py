@@ -201,6 +201,10 @@ class Arena:
     @contextmanager
     def outage(self, *, measured: bool) -> Generator[None]:
         """Note how long the server is away in the block, with calm around it if it is measured."""
+        if measured:
+            # What has gathered is done faster than it is submitted.
+            queued = "select 1 from queue_pg.jobs where state = 'queued' limit 10"
+            self.until(lambda: len(self.postgres.execute(queued)) < 10, "all that had gathered has begun")
         calm_ns = time.monotonic_ns()
         if measured:
             time.sleep(CALM_SECONDS)

@@ -87,12 +87,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Said:
-    """One entry of finish(): the claim, how it ended, and after which delay it is to run again."""
+    """One entry of finish(): the claim, how it ended, after which delay it is to run again, and why it failed."""
 
     id: UUID
     token: int
     outcome: str
     delay: timedelta | None = None
+    code: str = "said"
 
 
 class Model:
@@ -213,8 +214,10 @@ class Model:
             child.parents_left -= settled
             return []
         if planned:
-            self._change(child, "settle (subtasks)")
-            child.error = None
+            # Its output is what they have returned, which goes with them.
+            whole = all(self.state_of(wait.parent) is not None for wait in child.waits if wait.subtask)
+            self._change(child, "settle (subtasks)" if whole else "settle (fail)")
+            child.error = None if whole else "output_error"
             return [child]
         child.parents_left = 0
         self._change(child, "settle (run_at to come)" if child.run_at > self.now else "settle")
@@ -388,9 +391,9 @@ class Model:
                 case "complete":
                     ends.append((job, "complete", None))
                 case "discard":
-                    ends.append((job, "discard", "said"))
+                    ends.append((job, "discard", entry.code))
                 case "cancel":
-                    ends.append((job, "cancel (by handler)", "said"))
+                    ends.append((job, "cancel (by handler)", entry.code))
                 case "fail":
                     self._fail(job, entry.delay, answers.get(job.id), ends)
                 case "snooze":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -40,6 +42,7 @@ from tests.model.jobs import (
 EPOCH: Final = "2030-01-01 00:00:00+00"
 OUTCOMES: Final = ("complete", "fail", "discard", "snooze", "wait", "release", "cancel", "plan")
 PLAN: Final = '{"subtasks": ["one", "two"], "queue": "b"}'
+INTERVENTIONS: Final = ("cancel", "cancel", "delete", "cancel and delete", "prefer", "pause", "resume")
 LANES: Final = {"a": ["a"], "b": ["b"], "both": ["a", "b"]}
 
 FROZEN_CLOCK: Final = (
@@ -83,6 +86,26 @@ EVERYTHING: Final = (
 jobs = st.integers(0, 11)
 # None: until the next thing falls due, to the moment.
 seconds = st.sampled_from([None, None, None, None, 0, 1, 5, 10, 15, 20, 30, 31, 60, 100, 700])
+
+
+def _one(said: Said) -> tuple[str, list[Any], Said]:
+    """Return the call for one outcome with an id and a token, its further values, and what it comes to."""
+    error = '{"code": "said"}'
+    match said.outcome:
+        case "complete":
+            return "complete(%s, %s, '{}')", [], said
+        case "fail":
+            return "fail(%s, %s, %s, delay => %s)", [error, said.delay], said
+        case "discard":
+            return "fail(%s, %s, %s, retry => false)", [error], said
+        case "snooze":
+            return "snooze(%s, %s, coalesce(%s, interval '0'))", [said.delay], said
+        case "cancel":
+            return "cancel_claimed(%s, %s)", [], replace(said, code="cancelled")
+        case "plan":
+            return "plan(%s, %s, array['one', 'two'], queue => 'b')", [], said
+        case _:
+            return f"{said.outcome}(%s, %s)", [], said
 
 
 class Database:
@@ -273,17 +296,22 @@ class QueueMachine(RuleBasedStateMachine):
         count=st.integers(1, 3),
         delay=st.sampled_from([0, 0, 5]),
         key=st.sampled_from([None, KEY]),
+        way=st.sampled_from(["insert", "submit_many"]),
     )
-    def insert(self, queue: str, count: int, delay: int, key: str | None) -> None:
+    def insert(self, queue: str, count: int, delay: int, key: str | None, way: str = "insert") -> None:
         run_at = self.model.now + timedelta(seconds=delay)
-        rows = self.database.run(
-            "insert into queue_pg.jobs (kind, queue, run_at, limit_key) select 'k', %s, %s, %s"
-            " from generate_series(1, %s) returning id",
-            queue,
-            run_at,
-            key,
-            count,
-        )
+        if way == "insert":
+            rows = self.database.run(
+                "insert into queue_pg.jobs (kind, queue, run_at, limit_key) select 'k', %s, %s, %s"
+                " from generate_series(1, %s) returning id",
+                queue,
+                run_at,
+                key,
+                count,
+            )
+        else:
+            several = [{"kind": "k", "queue": queue, "delay_seconds": delay, "limit_key": key}] * count
+            rows = self.database.run("select id from queue_pg.submit_many(%s)", Jsonb(several))
         for (job_id,) in rows:
             self.model.submit(Job(job_id, queue, run_at, "queued", key=key))
             self.order.append(job_id)
@@ -338,6 +366,22 @@ class QueueMachine(RuleBasedStateMachine):
                 for (job_id, token), (_, outcome, delay) in zip(claims, picks, strict=False)
             ]
         )
+
+    @precondition(lambda self: "running" in self.states())
+    @rule(nr=st.integers(0, 5), outcome=st.sampled_from(OUTCOMES), delay=st.sampled_from([None, 0, 5]))
+    def finish_one(self, nr: int, outcome: str, delay: int | None) -> None:
+        """Say how one has ended by the function for that, as clients in other languages do."""
+        [(job_id, token)] = self.newest([nr])
+        call, values, said = _one(Said(job_id, token, outcome, None if delay is None else timedelta(seconds=delay)))
+        rows: list[tuple[Any, ...]] = []
+        told = self.refusal(lambda: rows.extend(self.database.run(f"select queue_pg.{call}", job_id, token, *values)))
+        answers = {job_id: str(rows[0][0])} if rows else {}
+        made = {job_id: self.made_by(job_id)} if rows and outcome == "plan" else {}
+        [accepted] = self.model.finish([said], answers, made)
+        state = self.model.state_of(job_id)
+        expected = None if accepted else "QP001" if state is None else "QP003"
+        assert told == expected, f"{call} of {said} was answered by {told}, not by {expected}"
+        assert not accepted or answers == {job_id: state}, f"{call} is answered by {answers}, should be {state}"
 
     @precondition(lambda self: "queued" in self.states())
     @rule(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=3))
@@ -429,10 +473,19 @@ class QueueMachine(RuleBasedStateMachine):
         length = timedelta(seconds=by) if by is not None else self.model.next_due() - self.model.now
         self.model.now = self.database.advance(length)
 
-    @rule(by=seconds, what=st.sampled_from(["all", "all", "nothing", "reap", "promote", "expire"]))
+    def maintain(self) -> None:
+        running = [job.id for job in self.model.jobs.values() if job.state == "running"]
+        [(reaped, promoted, expired)] = self.database.run("select reaped, promoted, expired from queue_pg.maintain()")
+        answers = dict(self.database.run("select id, state from queue_pg.finished_jobs where id = any (%s)", running))
+        counts = (len(self.model.reap(answers)), self.model.promote(), self.model.expire())
+        assert (reaped, promoted, expired) == counts
+
+    @rule(by=seconds, what=st.sampled_from(["all", "all", "nothing", "reap", "promote", "expire", "maintain"]))
     def time_passes(self, by: int | None, what: str) -> None:
         """And all of maintenance is awake, or some of it."""
         self.advance(by)
+        if what == "maintain":
+            self.maintain()
         for step in ("expire", "reap", "promote"):
             if what in (step, "all"):
                 getattr(self, step)()
@@ -446,7 +499,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.database.run("select queue_pg.maintain_history()")
 
     @precondition(lambda self: self.order)
-    @rule(nr=jobs, what=st.sampled_from(["cancel", "cancel", "delete", "cancel and delete", "prefer", "pause"]))
+    @rule(nr=jobs, what=st.sampled_from(INTERVENTIONS))
     def intervene(self, nr: int, what: str) -> None:
         job_id = self.order[-1 - nr % len(self.order)]
         match what:
@@ -457,6 +510,9 @@ class QueueMachine(RuleBasedStateMachine):
                 until = self.model.now + timedelta(seconds=nr)
                 self.database.run("select queue_pg.pause_queue(%s, %s)", queue, until)
                 self.model.paused[queue] = until
+            case "resume":
+                self.database.run("select queue_pg.resume_queue(%s)", QUEUES[nr % 2])
+                self.model.paused.pop(QUEUES[nr % 2], None)
             case "prefer":
                 self.both(
                     "select queue_pg.reprioritize(%s, %s)", [job_id, nr], lambda: self.model.reprioritize(job_id, nr)
@@ -466,6 +522,33 @@ class QueueMachine(RuleBasedStateMachine):
                 self.both(
                     "select queue_pg.delete(%s, %s)", [job_id, cancel], lambda: self.model.delete(job_id, cancel=cancel)
                 )
+
+    @precondition(lambda self: self.order)
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        action=st.sampled_from(["cancel", "retry", "reprioritize"]),
+        priority=st.integers(-1, 2),
+    )
+    def act(self, queue: str, action: str, priority: int) -> None:
+        """One action on all jobs of a queue that it is for, in the order of their ids."""
+        self.database.run(
+            "select queue_pg.act_on_jobs(%s, %s, priority => %s)",
+            action,
+            Jsonb({"queue": queue}),
+            priority if action == "reprioritize" else None,
+        )
+        model = self.model
+        for job in sorted((job for job in model.jobs.values() if job.queue == queue), key=lambda job: job.id):
+            with suppress(Refused):
+                match action:
+                    case "cancel" if job.live:
+                        model.cancel(job.id)
+                    case "retry" if job.state == "failed":
+                        model.retry(job.id)
+                    case "reprioritize" if job.live:
+                        model.reprioritize(job.id, priority)
+                    case _:
+                        pass
 
     @precondition(lambda self: self.states() & {"failed", "cancelled"})
     @rule(nr=jobs, attempts=st.sampled_from([None, None, 1]))

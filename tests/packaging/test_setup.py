@@ -96,6 +96,7 @@ def test_every_night_has_what_is_too_long_for_every_change() -> None:
     assert {name: re.findall(r"make ([a-z-]+)", text) for name, text in scripts.items()} == {
         "faults": ["faults"],
         "model": ["model"],
+        "simulation": ["simulation"],
         "mutants": ["mutants"],
     }
     assert {name: jobs[name]["strategy"]["matrix"] for name in ("faults", "model")} == {

@@ -214,16 +214,18 @@ def _time_rows(time: Time, verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _row(verdict: Verdict) -> str:
-    figures = verdict.figures
+    def figure(name: str, form: str = ",.0f") -> str:
+        # Not all are counted in every fault, nor were they always.
+        return format(verdict.figures[name], form) if name in verdict.figures else "-"
+
     hits = ", ".join(f"{count:,} {name}" for name, count in verdict.hits.items())
     recovery = " / ".join(
-        f"{figures[name]:.2f} s" if name in figures else "-"
+        f"{figure(name, '.2f')} s" if name in verdict.figures else "-"
         for name in ("recovery_p50_s", "recovery_p99_s", "recovery_max_s")
     )
     return (
-        f"| {verdict.fault} | {verdict.seconds / 60:.1f} | {hits} | {figures['jobs']:,.0f} | {figures['lost']:.0f}"
-        f" | {figures['given_up']:.0f} | {figures['leases_lost']:,.0f}"
-        f" | {figures['duplicates_after_losses']:,.0f} / {figures['duplicates_unexplained']:,.0f}"
-        f" | {figures['executions_as_asked']:,.0f} | {recovery}"
-        f" | {figures['shutdown_max_s']:.2f} s |"
+        f"| {verdict.fault} | {verdict.seconds / 60:.1f} | {hits} | {figure('jobs')} | {figure('lost')}"
+        f" | {figure('given_up')} | {figure('leases_lost')}"
+        f" | {figure('duplicates_after_losses')} / {figure('duplicates_unexplained')}"
+        f" | {figure('executions_as_asked')} | {recovery} | {figure('shutdown_max_s', '.2f')} s |"
     )

@@ -119,6 +119,13 @@ MUTANTS: Final = (
         "tests/sql/test_races.py tests/sql/test_leases.py",
     ),
     Mutant(
+        "a claim of more than was asked for",
+        f"{SQL}/claim.sql",
+        "  v_ids := queue_pg.pick_from_queues(queues, kinds, v_wanted, only_org);\n  if arm",
+        "  v_ids := queue_pg.pick_from_queues(queues, kinds, v_wanted + 1, only_org);\n  if arm",
+        "tests/model/test_machine.py -k functions_do",
+    ),
+    Mutant(
         "a batch that locks in any order",
         f"{SQL}/heartbeat.sql",
         "    order by i.id\n    for no key update of j",
@@ -138,6 +145,13 @@ MUTANTS: Final = (
         "        except UnreadableJson as error:\n            raise _Refused(payload_unreadable(job, str(error)))",
         "        except ZeroDivisionError as error:\n            raise _Refused(payload_unreadable(job, str(error)))",
         "tests/workers/test_running.py",
+    ),
+    Mutant(
+        "leases measured by a clock that is set",
+        "queue_pg/surroundings.py",
+        "        return time.monotonic()\n",
+        "        return time.time()\n",
+        "tests/faults/test_faults.py::test_nothing_is_lost_and_nothing_is_unexplained[F14]",
     ),
     Mutant(
         "handlers that begin past their lease",

@@ -254,7 +254,11 @@ class Model:
             return
         if not job.live:
             raise Refused("QP002")
-        family, grown = [job], 0
+        self.cancel_all([job])
+
+    def cancel_all(self, jobs: Sequence[Job]) -> None:
+        """At once, and with tasks what is left of their parts."""
+        family, grown = list(jobs), 0
         while grown < len(family):
             grown = len(family)
             for wait in (wait for task in family.copy() if task.parents_left for wait in task.waits if wait.subtask):

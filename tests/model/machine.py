@@ -477,8 +477,12 @@ class QueueMachine(RuleBasedStateMachine):
         running = [job.id for job in self.model.jobs.values() if job.state == "running"]
         [(reaped, promoted, expired)] = self.database.run("select reaped, promoted, expired from queue_pg.maintain()")
         answers = dict(self.database.run("select id, state from queue_pg.finished_jobs where id = any (%s)", running))
-        counts = (len(self.model.reap(answers)), self.model.promote(), self.model.expire())
-        assert (reaped, promoted, expired) == counts
+        reaps = len(self.model.reap(answers))
+        for job in self.model.jobs.values():
+            # When exactly is seen later; not now.
+            job.run_at = job.window[0] if job.window is not None else job.run_at
+        counts = (reaps, self.model.promote(), self.model.expire())
+        assert (reaped, promoted, expired) == counts, f"{(reaped, promoted, expired)}, should be {counts}"
 
     @rule(by=seconds, what=st.sampled_from(["all", "all", "nothing", "reap", "promote", "expire", "maintain"]))
     def time_passes(self, by: int | None, what: str) -> None:
@@ -538,11 +542,12 @@ class QueueMachine(RuleBasedStateMachine):
             priority if action == "reprioritize" else None,
         )
         model = self.model
-        for job in sorted((job for job in model.jobs.values() if job.queue == queue), key=lambda job: job.id):
+        named = sorted((job for job in model.jobs.values() if job.queue == queue), key=lambda job: job.id)
+        if action == "cancel":
+            model.cancel_all([job for job in named if job.live])
+        for job in named:
             with suppress(Refused):
                 match action:
-                    case "cancel" if job.live:
-                        model.cancel(job.id)
                     case "retry" if job.state == "failed":
                         model.retry(job.id)
                     case "reprioritize" if job.live:

@@ -56,6 +56,21 @@ class Wait:
     subtask: bool = False
 
 
+# How long a wait without an end is slept for.
+NO_END: Final = timedelta(hours=87_600)
+
+
+@dataclass
+class Reached:
+    """A sleep, or a wait for an event, that a handler has come to; `token` is that of its newest claim that has."""
+
+    event: bool
+    until: datetime | None
+    token: int
+    finished: bool = False
+    timed_out: bool = False
+
+
 @dataclass
 class Job:
     """A job as anybody can see it. `run_at` is a window while the queue may still choose it."""
@@ -79,6 +94,8 @@ class Job:
     parents_left: int | None = None
     waits: list[Wait] = field(default_factory=list[Wait])
     window: tuple[datetime, datetime] | None = None
+    reached: dict[str, Reached] = field(default_factory=dict[str, Reached])
+    signals: set[str] = field(default_factory=set[str])
 
     @property
     def live(self) -> bool:
@@ -132,7 +149,7 @@ class Model:
             for job in self.jobs.values()
             if job.live
             for moment in (job.run_at, job.lease_until, job.expires_at, job.claimed_at and job.claimed_at + job.timeout)
-            if moment is not None and moment > self.now
+            if moment is not None and self.now < moment < self.now + NO_END / 2
         ]
         return min(moments, default=self.now)
 
@@ -404,8 +421,8 @@ class Model:
                     job.run_at = self.now + (entry.delay or timedelta(0))
                     self._change(job, "snooze" if job.run_at > self.now else "snooze (over)")
                 case "wait":
-                    job.run_at = self.now
-                    self._change(job, "wait (over)")
+                    job.run_at = self._waits_until(job)
+                    self._change(job, "wait" if job.run_at > self.now else "wait (over)")
                 case "release":
                     self._change(job, "release")
                 case "plan":
@@ -414,6 +431,42 @@ class Model:
                     raise AssertionError(entry.outcome)
         self._end(ends)
         return accepted
+
+    def _waits_until(self, job: Job) -> datetime:
+        """When a job goes on that waits for what its newest claim has come to: with the first that is over."""
+        ends = [
+            self.now if name in job.signals else wait.until or self.now + NO_END
+            for name, wait in job.reached.items()
+            if wait.token == job.token and not wait.finished
+        ]
+        return max(min(ends, default=self.now), self.now)
+
+    def reach(self, job_id: UUID, token: int, name: str, *, event: bool, length: timedelta | None) -> Reached:
+        """A handler comes to a sleep or to an event. The end of the wait is set once."""
+        job = self.holds(job_id, token)
+        if job is None:
+            raise Refused("QP001" if self.state_of(job_id) is None else "QP003")
+        until = None if length is None else self.now + length
+        wait = job.reached.setdefault(name, Reached(event, until, token))
+        wait.token = token
+        over = wait.until is not None and wait.until <= self.now
+        if not wait.finished and (over or (event and name in job.signals)):
+            wait.finished, wait.timed_out = True, event and name not in job.signals
+        return wait
+
+    def signal(self, job_id: UUID, name: str) -> bool:
+        """An event comes; whether it is the first of its name."""
+        job = self._find(job_id)
+        wait = job.reached.get(name)
+        if not job.live or (wait is not None and wait.timed_out):
+            raise Refused("QP002")
+        if name in job.signals:
+            return False
+        job.signals.add(name)
+        if job.state == "scheduled" and wait is not None and wait.token == job.token and not wait.finished:
+            job.run_at, job.window = self.now, None
+            self._change(job, "signal (waited for)")
+        return True
 
     def _fail(
         self, job: Job, delay: timedelta | None, answer: str | None, ends: list[tuple[Job, str, str | None]]

@@ -67,6 +67,9 @@ TABLES: Final = (
     "unsettled",
     "ended_children",
     "limits",
+    "stepped_jobs",
+    "job_signals",
+    "job_steps",
 )
 # All that is compared, in one round trip: jobs, then counts, which have no id.
 EVERYTHING: Final = (
@@ -426,6 +429,43 @@ class QueueMachine(RuleBasedStateMachine):
             seen[job_id] += 1
         for batch in batches.values():
             assert not any(self.say(batch))
+
+    @precondition(lambda self: "running" in self.states())
+    @rule(
+        nr=st.integers(0, 5), name=st.sampled_from(["sleep", "event"]), length=st.sampled_from([None, 0, 5, 20]),
+        then=st.sampled_from(["go on", "wait", "wait"]),
+    )  # fmt: skip
+    def reach(self, nr: int, name: str, length: int | None, then: str) -> None:
+        """A handler comes to a sleep or to an event, and mostly waits for it."""
+        [(job_id, token)] = self.newest([nr])
+        event = name == "event"
+        until = timedelta(seconds=length or 0) if length is not None or not event else None
+        call = "wait_for_event(%s, %s, %s, %s::interval)" if event else "sleep(%s, %s, %s, %s::interval)"
+        answers: list[tuple[bool, bool]] = []
+        read = f"select r.finished_at is not null, coalesce(r.timed_out, false) from queue_pg.{call} r"
+        told = self.refusal(lambda: answers.extend(self.database.run(read, job_id, token, name, until)))
+
+        def model() -> None:
+            wait = self.model.reach(job_id, token, name, event=event, length=until)
+            answers.append((wait.finished, wait.timed_out))
+
+        expected = self.refusal(model)
+        assert told == expected, f"{call} was answered by {told}, not by {expected}"
+        assert len(set(answers)) <= 1, f"{call} was answered by {answers}"
+        if answers and then == "wait":
+            self.say([Said(job_id, token, "wait")])
+
+    @precondition(lambda self: self.order)
+    @rule(nr=jobs)
+    def signal(self, nr: int) -> None:
+        """An event comes for a job, whether it waits for it or not."""
+        job_id = self.job(nr)
+        assert job_id is not None
+        answers: list[Any] = []
+        told = self.refusal(lambda: answers.extend(self.database.run("select queue_pg.signal(%s, 'event')", job_id)))
+        expected = self.refusal(lambda: answers.append((self.model.signal(job_id, "event"),)))
+        assert told == expected, f"a signal was answered by {told}, not by {expected}"
+        assert len(set(answers)) <= 1, f"a signal was answered by {answers}"
 
     def newest(self, picks: Sequence[int]) -> list[tuple[UUID, int]]:
         """Claims: those that stand come first, the newest of them and of the others before the older ones."""

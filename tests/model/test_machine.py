@@ -87,6 +87,13 @@ BUGS = {
         "outcome in ('failed', 'cancelled')",
         "outcome = 'cancelled'",
     ),
+    "an event that wakes nobody": ("signal", "if v_job.state = 'scheduled' and", "if false and"),
+    "a wait whose end is set anew": (
+        "reach_wait",
+        "set attempt = v_attempt,",
+        "set until = reach_wait.until, attempt = v_attempt,",
+    ),
+    "a wait for the last of several": ("waits_until", "greatest(min(case", "greatest(max(case"),
     "an end that is not counted": ("retire", "count(*) filter (where m.state = 'failed')", "0"),
     "a cancelled task whose subtasks go on": (
         "cancel",

@@ -168,13 +168,14 @@ async def test_timeout_secs(dsn: str, queue: Queue, tmp_path: Path) -> None:
 
 
 async def test_two_at_once_have_folders_of_their_own(dsn: str, queue: Queue, tmp_path: Path) -> None:
-    code = """
+    # The first to see both says so, in case that its folder has gone before the other looks; outside of the worker's
+    # folder, of which what does not belong there goes with it.
+    code = f"""
 import os, pathlib, time
 pathlib.Path('mine').write_text('x')
-both = pathlib.Path.cwd().parent
-# The first to see both says so, in case that its folder has gone before the other looks.
-while not (both / 'seen').exists():
-    if len(list(both.glob('*/mine'))) == 2: (both / 'seen').touch()
+both, seen = pathlib.Path.cwd().parent, pathlib.Path({str(tmp_path / "seen")!r})
+while not seen.exists():
+    if len(list(both.glob('*/mine'))) == 2: seen.touch()
     time.sleep(0.01)
 print(sorted(os.listdir()), oct(os.stat('.').st_mode))
 """

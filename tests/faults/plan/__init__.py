@@ -45,7 +45,7 @@ FAULTS: Final = (
         "F3",
         "workers frozen past their leases",
         processes.freeze_workers,
-        Size(hits=2, rate=10, job_seconds=3),
+        Size(hits=1, rate=10, job_seconds=3),
         # What was lost is still under way elsewhere when it is tried.
         Size(hits=60, rate=14, job_seconds=4, concurrency=32),
         shows=["duplicates_after_losses"],

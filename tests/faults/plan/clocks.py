@@ -20,6 +20,7 @@ select e.job::text, extract(epoch from j.run_at - e.at)::float8 from faults.edge
 join (select id, run_at from queue_pg.jobs union all select id, run_at from queue_pg.finished_jobs) j on j.id = e.job
 where e.what = 'changed' and e.after = 'running' and e.token = 1 and e.at < j.run_at
 """
+_HANDED_BACK: Final = "select job::text from faults.edges where before = 'running' and after in ('queued', 'scheduled')"
 
 
 def set_clocks_wrong(arena: Arena) -> None:
@@ -39,6 +40,8 @@ def set_clocks_wrong(arena: Arena) -> None:
     arena.produce(keyed=True)
     arena.produce(keyed=False)
     arena.produce(keyed=False, kind="tell_time", payload={}, rate=20.0)
+    # Some always run while a clock is set.
+    arena.produce(keyed=False, payload={"seconds": 1.0}, rate=6.0)
     arena.progress()
     move_clocks(arena, dials)
     [[fast, slow]] = arena.postgres.execute(_TOLD, (HOUR / 2, HOUR / 2))
@@ -48,6 +51,8 @@ def set_clocks_wrong(arena: Arena) -> None:
     _end_schedules(arena)
     for job, seconds in arena.postgres.execute(EARLY):
         arena.violate("S3", f"ran {seconds:g} s too early", job)
+    for (job,) in arena.postgres.execute(_HANDED_BACK):
+        arena.violate("S5", "was handed back, and nobody had been disturbed", job)
 
 
 _SCHEDULE: Final = "select queue_pg.schedule(%(name)s, 'tick', every => '1 second', missed => 'all')"

@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="FAULT", help="such as F1; all without")
     parser.add_argument("--seed", type=int, help="of everything that is random; the time without")
     parser.add_argument("--short", action="store_true", help="a few hits each, in minutes instead of hours")
-    parser.add_argument("--minutes", type=float, help="begin no more faults after so long; the same seed goes on")
+    parser.add_argument("--minutes", type=_span, help="begin no more faults after so long; the same seed goes on")
     parser.add_argument("--folder", type=Path, default=Path(".faults"), help="where ledgers and verdicts go")
-    parser.add_argument("--hours", type=float, default=0.0, help="of a soak after F38")
+    parser.add_argument("--hours", type=_span, default=0.0, help="of a soak after F38")
     parser.add_argument(
         "--write", action="store_true", help="publish the full runs of this seed in docs/reliability.md"
     )
@@ -82,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if names:
             sys.stdout.write(f"Not made, {why}: {', '.join(names)}\n")
     return 1 if failed else 3 if left else 0
+
+
+def _span(text: str) -> float:
+    """Return a length of time. Raises ValueError or ArgumentTypeError for what is none; argparse tells either."""
+    if not 0 <= (span := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no length of time")
+    return span
 
 
 def _recheck(folder: Path, names: Sequence[str], seed: int | None) -> int:

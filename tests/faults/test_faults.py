@@ -74,3 +74,12 @@ def test_a_run_that_was_tampered_with_is_seen(tmp_path: Path, capsys: pytest.Cap
 def test_a_recheck_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["F1", "--recheck", "--folder", str(tmp_path)]) == 1
     assert "there is no such run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--hours", "--minutes"])
+@pytest.mark.parametrize("value", ["-1", "inf", "nan", "x"])
+def test_a_length_of_time_that_is_none_is_told(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["F1", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert f"argument {option}: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A handler's statements that may be sent again: an outage shorter than the lease does not reach the handler."""
+"""A handler's statements that may be sent again: an outage of less than some ten seconds does not reach the handler."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ def _pauses(job: JobContext) -> Iterator[float]:
     # By the job's id: those who failed at one moment do not come back at one, and a simulation can do it again.
     jitter = Random(job.job_id.int)
     for pause in _PAUSES_SECONDS:
-        yield pause * jitter.uniform(0.5, 1)
+        yield pause * jitter.uniform(1, 1.5)

@@ -156,7 +156,7 @@ MUTANTS: Final = (
     Mutant(
         "handlers that begin past their lease",
         f"{WORKER}/attempt.py",
-        " or held.trusted_until < self._monotonic()",
+        " or late > 0",
         "",
         "tests/workers/test_leases.py",
     ),

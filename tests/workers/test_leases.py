@@ -298,7 +298,7 @@ async def test_past_its_trust_deadline_a_handler_is_stopped(
 
 
 async def test_a_claim_whose_answer_comes_too_late_begins_nothing(
-    dsn: str, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    dsn: str, queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody else may have its jobs. Those that nobody has are handed back."""
     claim, late, tokens = store.claim_for_worker, [60.0], list[int]()
@@ -333,6 +333,7 @@ async def test_a_claim_whose_answer_comes_too_late_begins_nothing(
             job = await finished(queue, (await queue.submit(kind)).id)
             assert (job.state, job.lease_token, job.attempt) == ("completed", 2, 1)
             late.append(60.0)
+            assert f"job {job.id} ({kind}): the answer to its claim came 30." in caplog.text
     assert tokens == [2, 2]
 
 

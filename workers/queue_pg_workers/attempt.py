@@ -147,7 +147,12 @@ class Attempts:
         That is one which was stopped already, or which somebody else may have: the answer to its claim came too late.
         """
         job = held.job
-        if held.interruption is not None or held.trusted_until < self._monotonic():
+        late = self._monotonic() - held.trusted_until
+        if held.interruption is None and late > 0:
+            about = {"job_id": job.id, "kind": job.kind, "attempt": job.attempt}
+            said = "job %s (%s): the answer to its claim came %.1f s after its lease was over; it goes back"
+            log.warning(said, job.id, job.kind, late, extra=about)
+        if held.interruption is not None or late > 0:
             raise _Refused(released(job))
         try:
             payload = decode_json(job.payload)

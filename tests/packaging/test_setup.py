@@ -85,7 +85,7 @@ def test_workflows_pin_their_actions_and_have_an_end_and_no_rights(path: Path) -
         checkouts = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]
         assert all(step["with"] == {"persist-credentials": False} for step in checkouts), name
     for used in re.findall(r"uses: (\S+)", text):
-        assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used), used
+        assert re.fullmatch(r"actions/[a-z-]+(/[a-z-]+)?@[0-9a-f]{40}", used), used
     made = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if "## " in line}
     assert set(re.findall(r"\bmake ([a-z-]+)", re.sub(r"#.*", "", text))) <= made
 
@@ -108,6 +108,11 @@ def test_every_night_has_what_is_too_long_for_every_change() -> None:
     assert int(minutes) + 60 <= jobs["faults"]["timeout-minutes"]
     [upload] = [step for step in jobs["faults"]["steps"] if "upload-artifact" in step.get("uses", "")]
     assert (upload["if"], upload["with"]["path"]) == ("always()", ".faults")
+    # An attempt that could not do all fails, and the next one goes on where it was.
+    [restore] = [step for step in jobs["faults"]["steps"] if "cache/restore@" in step.get("uses", "")]
+    [save] = [step for step in jobs["faults"]["steps"] if "cache/save@" in step.get("uses", "")]
+    assert save["if"] == "always()"
+    assert save["with"] == {name: restore["with"][name] for name in ("path", "key")}
 
 
 def test_ci_covers_what_is_promised() -> None:

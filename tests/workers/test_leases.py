@@ -333,7 +333,7 @@ async def test_a_claim_whose_answer_comes_too_late_begins_nothing(
             job = await finished(queue, (await queue.submit(kind)).id)
             assert (job.state, job.lease_token, job.attempt) == ("completed", 2, 1)
             late.append(60.0)
-            assert f"job {job.id} ({kind}): the answer to its claim came 30." in caplog.text
+            assert f"job {job.id} ({kind}): its lease was over 30." in caplog.text
     assert tokens == [2, 2]
 
 

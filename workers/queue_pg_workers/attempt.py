@@ -150,7 +150,7 @@ class Attempts:
         late = self._monotonic() - held.trusted_until
         if held.interruption is None and late > 0:
             about = {"job_id": job.id, "kind": job.kind, "attempt": job.attempt}
-            said = "job %s (%s): the answer to its claim came %.1f s after its lease was over; it goes back"
+            said = "job %s (%s): its lease was over %.1f s before it could begin; it goes back"
             log.warning(said, job.id, job.kind, late, extra=about)
         if held.interruption is not None or late > 0:
             raise _Refused(released(job))

@@ -27,6 +27,14 @@ def test_the_page_has_what_was_written_down() -> None:
     assert report.published(report.PAGE.read_text()) == report.render(*report.load())
 
 
+def test_the_published_runs_came_to_what_they_are_about() -> None:
+    shown = {fault.name: fault.shows for fault in FAULTS}
+    _, verdicts = report.load()
+    assert [one.fault for one in verdicts] == [fault.name for fault in FAULTS]
+    missed = [(one.fault, name) for one in verdicts for name in shown[one.fault] if not one.figures.get(name)]
+    assert missed == []
+
+
 def keep(folder: Path, verdict: Verdict, evidence: Evidence) -> None:
     folder.mkdir()
     (folder / "verdict.json").write_text(verdict.as_json())

@@ -69,7 +69,14 @@ FAULTS: Final = (
         settings={"synchronous_commit": "off", "wal_writer_delay": "10s"},
     ),
     Fault(
-        "F7", "the power fails", server.lose_power, Size(hits=1), Size(hits=100), settings=_SMALL_LOG, obstacle=no_plug
+        "F7",
+        "the power fails",
+        server.lose_power,
+        Size(hits=1),
+        Size(hits=100),
+        settings=_SMALL_LOG,
+        obstacle=no_plug,
+        shows=["unknown", "executions_as_asked", "commands"],
     ),
     Fault(
         "F8",
@@ -122,7 +129,14 @@ FAULTS: Final = (
         obstacle=clocks_moved.no_time_zones,
     ),
     Fault(
-        "F15", "disks full", server.fill_disks, Size(hits=1), Size(hits=30), settings=_SMALL_LOG, obstacle=no_small_disk
+        "F15",
+        "disks full",
+        server.fill_disks,
+        Size(hits=1),
+        Size(hits=30),
+        settings=_SMALL_LOG,
+        obstacle=no_small_disk,
+        shows=["unknown"],
     ),
     Fault("F16", "a snapshot held", server.hold_snapshot, Size(hits=500, rate=150), Size(hits=100_000, rate=800)),
     Fault("F17", "scans that overlap", load.overlap_scans, Size(hits=600, rate=150), Size(hits=60_000, rate=400)),
@@ -142,6 +156,7 @@ FAULTS: Final = (
         Size(hits=50_000, rate=300),
         settings={"max_notify_queue_pages": "64"},
         obstacle=too_old_for_small_notify_queues,
+        shows=["executions_as_asked", "commands"],
     ),
     Fault(
         "F21",
@@ -150,6 +165,7 @@ FAULTS: Final = (
         Size(hits=4, workers=0),
         Size(hits=300, workers=0),
         obstacle=no_pooler,
+        shows=["duplicates_after_losses"],
     ),
     Fault(
         "F22",
@@ -168,10 +184,29 @@ FAULTS: Final = (
         # Waits that end by themselves take 250 ms at most (docs/design.md, Order of locks): the server looks later.
         settings={"deadlock_timeout": "400ms", "log_lock_waits": "on"},
     ),
-    Fault("F29", "handlers that crash their worker", processes.crash_in_handlers, Size(hits=2), Size(hits=50)),
-    Fault("F30", "errors that are hard to store", processes.shout, Size(hits=2), Size(hits=20)),
     Fault(
-        "F31", "who fires schedules killed", clocks.kill_who_fires, Size(hits=4, workers=5), Size(hits=100, workers=5)
+        "F29",
+        "handlers that crash their worker",
+        processes.crash_in_handlers,
+        Size(hits=2),
+        Size(hits=50),
+        shows=["given_up"],
+    ),
+    Fault(
+        "F30",
+        "errors that are hard to store",
+        processes.shout,
+        Size(hits=2),
+        Size(hits=20),
+        shows=["failed_or_cancelled"],
+    ),
+    Fault(
+        "F31",
+        "who fires schedules killed",
+        clocks.kill_who_fires,
+        Size(hits=4, workers=5),
+        Size(hits=100, workers=5),
+        shows=["leases_lost"],
     ),
     Fault(
         "F32",
@@ -191,7 +226,14 @@ FAULTS: Final = (
         settings=upgrades.SETTINGS,
         prepare=upgrades.start_with_previous,
     ),
-    Fault("F34", "a standby takes over", standbys.fail_over, Size(hits=1, workers=0), Size(hits=50, workers=0)),
+    Fault(
+        "F34",
+        "a standby takes over",
+        standbys.fail_over,
+        Size(hits=1, workers=0),
+        Size(hits=50, workers=0),
+        shows=["unknown", "executions_as_asked", "commands"],
+    ),
     Fault(
         "F34b",
         "an asynchronous standby takes over and the old primary returns",

@@ -142,6 +142,11 @@ def crash_in_handlers(arena: Arena) -> None:
         arena.until(over, "the crashing jobs are given up", seconds=600)
 
 
+_TOLD: Final = """
+select count(*) from queue_pg.finished_jobs where kind = 'shout' and state = 'failed' and error ->> 'message' <> ''
+"""
+
+
 def shout(arena: Arena) -> None:
     """F30: error messages that databases do not take; the failure is recorded all the same."""
     arena.may_fail = ["shout"]
@@ -152,3 +157,5 @@ def shout(arena: Arena) -> None:
         arena.hits[what] = producer.acked
     with psycopg.connect(arena.postgres.dsn, autocommit=True) as connection:
         connection.execute("update queue_pg.jobs set max_attempts = 1 where kind = 'shout' and state <> 'running'")
+    shouted = sum(arena.hits.values())
+    arena.until(lambda: arena.postgres.execute(_TOLD) == [(shouted,)], "each has failed and its error can be read")

@@ -12,6 +12,7 @@ from typing import Final
 # A process has some eight parts that find out by themselves that the database is away, and that it is back.
 MOST_LINES: Final = 40
 _STAMP: Final = re.compile(rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} ")
+_COMPLAINT: Final = re.compile(_STAMP.pattern + rb"(WARNING|ERROR|CRITICAL) ")
 _ID: Final = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -39,16 +40,31 @@ def lines_by_second(path: Path) -> Counter[str]:
 def busiest(folder: Path) -> Busiest:
     """Return the busiest second of any worker or API of a run."""
     most = Busiest()
-    for path in [*folder.glob("worker-*.log"), *folder.glob("api-*.log")]:
+    for path in _files(folder):
         for second, lines in lines_by_second(path).items():
             if lines > most.lines:
                 most = Busiest(lines, path.stem, second)
     return most
 
 
+def complaints(folder: Path, *, most: int = 40) -> str:
+    """Return the last lines in which workers and APIs of a run warned of something, for a person to read."""
+    lines = [
+        f"{path.stem}: {line.decode(errors='replace').rstrip()}"
+        for path in _files(folder)
+        for line in _lines(path)
+        if _COMPLAINT.match(line)
+    ]
+    return "\n".join(lines[-most:])
+
+
 def deadlocks(folder: Path) -> int:
     """Return how many deadlocks any server of a run has told of."""
     return sum(b"deadlock detected" in line for path in folder.glob("*/server.log") for line in _lines(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("worker-*.log"), *folder.glob("api-*.log")])
 
 
 def _lines(path: Path) -> Iterator[bytes]:

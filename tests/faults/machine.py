@@ -27,8 +27,8 @@ def no_pooler() -> str | None:
 
 @cache
 def fake_clock() -> str | None:
-    """Return the library that gives a process another clock."""
-    found = [path for place in FAKE_CLOCKS for path in sorted(Path(place).glob("**/faketime/libfaketime.so.1"))]
+    """Return the library that gives a process another clock, in all its threads."""
+    found = [path for place in FAKE_CLOCKS for path in sorted(Path(place).glob("**/faketime/libfaketimeMT.so.1"))]
     return str(found[0]) if found else None
 
 

@@ -14,6 +14,7 @@ from tests.faults.__main__ import main
 from tests.faults.arena import Verdict, run
 from tests.faults.checker import Expectation, check
 from tests.faults.ledgers import ACKED, Evidence
+from tests.faults.logs import complaints
 from tests.faults.plan import FAULTS, fault
 from tests.faults.record import STORED, Record
 
@@ -25,7 +26,8 @@ def test_nothing_is_lost_and_nothing_is_unexplained(name: str, tmp_path: Path) -
         pytest.skip(reason)
     seed = random.randrange(2**32)
     verdict = run(one, seed=seed, folder=tmp_path / name, size=one.short)
-    assert verdict.violations == [], f"seed {seed}, {verdict.hits}, {verdict.figures}"
+    told = f"seed {seed}, {verdict.hits}, {verdict.figures}\n{complaints(tmp_path / name)}"
+    assert verdict.violations == [], told
     assert verdict.figures["lost"] == verdict.figures["duplicates_unexplained"] == 0
 
 

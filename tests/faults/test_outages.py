@@ -119,3 +119,13 @@ def test_lines_about_jobs_are_not_counted(tmp_path: Path) -> None:
         "2026-01-01 00:00:01,000 INFO a: back\n"
     )
     assert logs.busiest(tmp_path) == logs.Busiest(3, "worker-w0", "2026-01-01 00:00:00")
+
+
+def test_what_a_run_warned_of_is_told(tmp_path: Path) -> None:
+    (tmp_path / "worker-w0.log").write_text(
+        "2026-01-01 00:00:00,100 INFO a: worker w0 serves\n2026-01-01 00:00:00,200 WARNING a: one\n"
+    )
+    (tmp_path / "api-0.log").write_text("2026-01-01 00:00:00,300 ERROR a: two\nTraceback\n")
+    told = ["api-0: 2026-01-01 00:00:00,300 ERROR a: two", "worker-w0: 2026-01-01 00:00:00,200 WARNING a: one"]
+    assert logs.complaints(tmp_path).splitlines() == told
+    assert logs.complaints(tmp_path, most=1).splitlines() == told[1:]

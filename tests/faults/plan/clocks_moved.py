@@ -31,7 +31,7 @@ class Dial:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             # Else the true clock's waits are computed by the false one and end at once. A thread of Python that waits
-            # for another does so by them: workers did a tenth of their work, and now and then lost a lease.
+            # for another does so by them: workers would do a tenth of their work.
             "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
         self._path = path

@@ -196,12 +196,13 @@ from queue_pg import SyncQueue
 
 with SyncQueue(sys.argv[1], max_connections=5) as queue:
     ready = threading.Barrier(6)
+    ids = []
 
     def one():
         with queue.connection():
             pass
         ready.wait()
-        print(queue.submit("work", {"n": 1}, cache=True).id, flush=True)
+        ids.append(queue.submit("work", {"n": 1}, cache=True).id)
 
     threads = [threading.Thread(target=one) for _ in range(5)]
     for thread in threads:
@@ -211,6 +212,8 @@ with SyncQueue(sys.argv[1], max_connections=5) as queue:
     ready.wait()
     for thread in threads:
         thread.join()
+    # Not by the threads: the end of a line of print is a write of its own, and two lines become one.
+    print(*ids)
 """
 
 

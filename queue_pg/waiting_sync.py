@@ -72,12 +72,15 @@ class Waiting:
             self._leave(job_id, waiter)
         if waiter.error is not None:
             raise waiter.error
-        if waiter.job is None and not waiter.seen:
+        if waiter.job is None and (not waiter.seen or waiter.state in FINISHED_STATES):
             return self._look(job_id)
         return waiter.job, waiter.state
 
     def _look(self, job_id: UUID) -> tuple[Job | None, str]:
-        """Look once, for who had no time to wait for the loop: a timeout of 0 asks whether the job has ended."""
+        """Look once, for who had no time to wait for the loop: a timeout of 0 asks whether the job has ended.
+
+        Nor had one whose time was over between the loop's two statements, when the job is known to have ended.
+        """
         states = self._states([job_id])
         if job_id not in states:
             raise JobNotFound(job_id)

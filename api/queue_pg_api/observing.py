@@ -103,7 +103,6 @@ class Observing:
         self._wakeups = wakeups
         self._observe = observe
         self._unobserve = unobserve
-        self._id = f"api {uuid4()}"
         self._observers: set[Observer] = set()
         self._keeping: asyncio.Task[None] | None = None
         self._observed = asyncio.Event()
@@ -152,19 +151,21 @@ class Observing:
 
     async def _keep(self) -> None:
         """Ask for transitions as long as there are observers, and take that back at their end."""
+        # Its own name: while this takes its observation back, the next may have begun to ask.
+        name = f"api {uuid4()}"
         try:
             while self._observers:
                 observed = False
                 if self._wakeups.listening:
                     with suppress(QueuePgError):
-                        observed = await self._observe(self._id)
+                        observed = await self._observe(name)
                 if observed:
                     self._observed.set()
                 await asyncio.sleep(RENEW_SECONDS if observed else RETRY_SECONDS)
         finally:
             self._keeping = None
             try:
-                await asyncio.shield(self._unobserve(self._id))
+                await asyncio.shield(self._unobserve(name))
             except QueuePgError as error:
                 logger.debug("Could not take back the observation: %s", error.code)
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -297,3 +298,34 @@ async def test_one_that_leaves_is_forgotten(served: Any, queue: Queue) -> None:
     async with asyncio.timeout(20):
         while served.service.observing._observers:
             await queue.get(job.id)
+
+
+async def test_who_comes_while_the_last_observation_is_taken_back_is_observed_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: set[str] = set()
+    taking_back, go_on, taken_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def observe(name: str) -> bool:
+        asked.add(name)
+        return True
+
+    async def unobserve(name: str) -> None:
+        taking_back.set()
+        await go_on.wait()
+        asked.discard(name)
+        taken_back.set()
+
+    observers = Observing(SimpleNamespace(listening=True), observe=observe, unobserve=unobserve)  # type: ignore[arg-type]
+    monkeypatch.setattr(observing, "RENEW_SECONDS", 0.01)
+    async with observers.observer("", {}):
+        pass
+    async with asyncio.timeout(20):
+        await taking_back.wait()
+        monkeypatch.setattr(observing, "RENEW_SECONDS", 3_600)
+        async with observers.observer("", {}):
+            go_on.set()
+            await taken_back.wait()
+            assert len(asked) == 1
+    await observers.close()
+    assert not asked

@@ -105,6 +105,29 @@ async def test_a_timeout_of_zero_asks_whether_the_job_has_ended(dsn: str) -> Non
             await queue.wait(uuid4(), timeout=0)
 
 
+async def test_a_job_known_to_have_ended_when_the_time_is_over_is_told(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, late = store.get_jobs, asyncio.Event()
+
+    async def read_late(*arguments: Any, **options: Any) -> Any:
+        # The first read, between which and the look at the state the time ends, waits for the next.
+        if not late.is_set():
+            monkeypatch.setattr(store, "get_jobs", read_at_once)
+            await asyncio.wait_for(late.wait(), SOON)
+        return await read(*arguments, **options)
+
+    async def read_at_once(*arguments: Any, **options: Any) -> Any:
+        late.set()
+        return await read(*arguments, **options)
+
+    async with Queue(dsn) as queue:
+        job = await queue.submit("k")
+        await queue.cancel(job.id)
+        monkeypatch.setattr(store, "get_jobs", read_late)
+        assert (await queue.wait(job.id, 0.2)).state == "cancelled"
+
+
 @pytest.mark.parametrize("notify", [True, False])
 async def test_many_waiters_share_statements(dsn: str, notify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch)

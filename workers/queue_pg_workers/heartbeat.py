@@ -139,7 +139,8 @@ class Heartbeat:
                     self._plan(now)
                 elif check and held:
                     self._check(connection, held)
-                next_check = now + (CHECK_SECONDS_WHILE_LISTENING if self._listening() else CHECK_SECONDS)
+                if beat or check:
+                    next_check = now + (CHECK_SECONDS_WHILE_LISTENING if self._listening() else CHECK_SECONDS)
                 self._outage.over()
             except (psycopg.Error, OSError) as error:
                 self._disconnect()

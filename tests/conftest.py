@@ -261,6 +261,18 @@ def clock(dsn: str) -> Clock:
     return Clock(dsn)
 
 
+@pytest.fixture
+def stopped(dsn: str, clock: Clock) -> Clock:
+    """The database's clock, which stands still until it is moved: what is measured by it is exact."""
+    now = clock.advance(0)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "create or replace function queue_pg.now() returns timestamptz language sql volatile parallel safe"
+            f" return timestamptz '{now}' + (select c.moved from queue_pg.testing_clock c)"
+        )
+    return clock
+
+
 @contextmanager
 def _database(admin: psycopg.Connection, template: str) -> Generator[str]:
     name = f"queue_pg_test_{next(_numbers)}_{uuid4().hex[:12]}"

@@ -144,9 +144,9 @@ async def test_an_age_or_a_version_ask_too(conn: Connection, options: dict[str, 
     assert (await answer(conn, await submit(conn, cache=None, **options)))[2] == first
 
 
-async def test_an_answer_may_be_too_old(conn: Connection, clock: Clock) -> None:
+async def test_an_answer_may_be_too_old(conn: Connection, stopped: Clock) -> None:
     first = await done(conn)
-    clock.advance(60)
+    stopped.advance(60)
     assert (await answer(conn, await submit(conn, cache_for="61 seconds")))[2] == first
     again = await submit(conn, cache_for="59 seconds")
     assert await states(conn, again) == "q"
@@ -156,7 +156,7 @@ async def test_an_answer_may_be_too_old(conn: Connection, clock: Clock) -> None:
     assert await answer(conn, await submit(conn, cache_for="59 seconds")) == ("completed", "new", again, 0)
     assert (await answer(conn, await submit(conn)))[2] == again
     # With no age at all, work in flight alone is shared.
-    clock.advance(1)
+    stopped.advance(1)
     running = await submit(conn, cache_for="0")
     assert await states(conn, running, await submit(conn, cache_for="0")) == "qw"
 

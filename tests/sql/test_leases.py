@@ -237,14 +237,14 @@ async def test_retries_back_off_to_the_cap_of_their_kind(conn: Connection, clock
         assert whole / 2 - 1 <= wait <= whole
 
 
-async def test_snooze_waits_as_told_and_burns_nothing(conn: Connection, clock: Clock) -> None:
+async def test_snooze_waits_as_told_and_burns_nothing(conn: Connection, stopped: Clock) -> None:
     job = await submit(conn, max_attempts=1)
     for token in (1, 2, 3):
         assert await claim(conn) == [(job, token)]
         assert await one(conn, "select queue_pg.snooze(%s, %s, '20 s')", job, token) == "scheduled"
-        clock.advance(19)
+        stopped.advance(19)
         assert await one(conn, "select queue_pg.promote()") == 0
-        clock.advance(2)
+        stopped.advance(2)
         assert await one(conn, "select queue_pg.promote()") == 1
     assert await one(conn, "select attempt from queue_pg.job(%s)", job) == 0
 

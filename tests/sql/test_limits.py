@@ -46,28 +46,6 @@ async def limit(conn: Connection, scope: str, name: str, **terms: Any) -> None:
     )
 
 
-class Stopped:
-    """The database's clock, which stands still until it is moved: a bucket fills in exact time."""
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-        with psycopg.connect(dsn, autocommit=True) as own:
-            own.execute("create table queue_pg.stopped_clock as select clock_timestamp() as at")
-            own.execute(
-                "create or replace function queue_pg.now() returns timestamptz language sql volatile parallel safe"
-                " return (select c.at from queue_pg.stopped_clock c)"
-            )
-
-    def advance(self, seconds: float) -> None:
-        with psycopg.connect(self._dsn, autocommit=True) as own:
-            own.execute("update queue_pg.stopped_clock set at = at + make_interval(secs => %s)", (seconds,))
-
-
-@pytest.fixture
-def stopped(dsn: str) -> Stopped:
-    return Stopped(dsn)
-
-
 @pytest.mark.parametrize(("scope", "key"), [("queue", None), ("queue", "a"), ("key", "a")])
 async def test_no_more_than_the_limit_are_handed_out(conn: Connection, scope: str, key: str | None) -> None:
     name = "a" if scope == "key" else "default"
@@ -232,7 +210,7 @@ async def test_the_order_inside_a_key_is_kept(conn: Connection) -> None:
 # --- rate -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_rate_lets_a_burst_start_and_then_so_many_per_second(conn: Connection, stopped: Stopped) -> None:
+async def test_a_rate_lets_a_burst_start_and_then_so_many_per_second(conn: Connection, stopped: Clock) -> None:
     await limit(conn, "key", "a", rate=2, per="second", burst=3)
     await add(conn, 30, key="a")
     assert len(await claim(conn)) == 3
@@ -249,7 +227,7 @@ async def test_a_rate_lets_a_burst_start_and_then_so_many_per_second(conn: Conne
 
 @pytest.mark.parametrize(("per", "seconds"), [("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400)])
 async def test_the_bucket_gets_its_rate_back_in_its_time(
-    conn: Connection, stopped: Stopped, per: str, seconds: int
+    conn: Connection, stopped: Clock, per: str, seconds: int
 ) -> None:
     await limit(conn, "queue", "default", rate=7, per=per)
     await add(conn, 30)
@@ -261,7 +239,7 @@ async def test_the_bucket_gets_its_rate_back_in_its_time(
 
 
 async def test_jobs_take_their_cost_and_one_above_the_burst_waits_for_a_full_bucket(
-    conn: Connection, stopped: Stopped
+    conn: Connection, stopped: Clock
 ) -> None:
     await limit(conn, "key", "a", rate=10, per="second")
     await conn.execute(
@@ -279,7 +257,7 @@ async def test_jobs_take_their_cost_and_one_above_the_burst_waits_for_a_full_buc
     assert len(await claim(conn)) == 1
 
 
-async def test_what_a_rate_has_let_start_stays_taken_when_it_changes(conn: Connection, stopped: Stopped) -> None:
+async def test_what_a_rate_has_let_start_stays_taken_when_it_changes(conn: Connection, stopped: Clock) -> None:
     await limit(conn, "key", "a", rate=10, per="minute")
     await add(conn, 30, key="a")
     assert len(await claim(conn, 30)) == 10
@@ -289,7 +267,7 @@ async def test_what_a_rate_has_let_start_stays_taken_when_it_changes(conn: Conne
     assert len(await claim(conn, 30)) == 5
 
 
-async def test_maintenance_wakes_workers_when_a_rate_opens(conn: Connection, dsn: str, stopped: Stopped) -> None:
+async def test_maintenance_wakes_workers_when_a_rate_opens(conn: Connection, dsn: str, stopped: Clock) -> None:
     await limit(conn, "key", "a", rate=1, per="second")
     await add(conn, 2, key="a")
     assert len(await claim(conn)) == 1

@@ -75,7 +75,7 @@ async def test_slots_are_those_of_live_workers(conn: Connection, clock: Clock) -
     assert (await scale(conn))["slots_per_worker"] == 10
 
 
-async def test_by_a_wait(conn: Connection, clock: Clock) -> None:
+async def test_by_a_wait(conn: Connection, stopped: Clock) -> None:
     await jobs(conn, 120)
     # 120 jobs of 10 s in a minute: 20 slots.
     assert await workers(conn, slots=5, target_wait="60 s", job_seconds=10.0) == 4
@@ -85,7 +85,7 @@ async def test_by_a_wait(conn: Connection, clock: Clock) -> None:
     # As long as the newest have taken.
     await claim(conn, 20)
     assert await workers(conn, slots=5, target_wait="600 s", job_seconds=10.0) == 4
-    clock.advance(10)
+    stopped.advance(10)
     await conn.execute("select queue_pg.complete(id, lease_token) from queue_pg.jobs where state = 'running'")
     found = await scale(conn, slots=5, target_wait="110 s")
     assert (round(found["seconds_per_job"]), found["desired_workers"]) == (10, 2)

@@ -163,7 +163,7 @@ async def test_all_results_of_a_job_are_bounded(conn: Connection) -> None:
 # --- sleeps -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_sleep_burns_no_attempt_and_keeps_its_end(conn: Connection, clock: Clock) -> None:
+async def test_a_sleep_burns_no_attempt_and_keeps_its_end(conn: Connection, stopped: Clock) -> None:
     job, token = await claimed(conn)
     sleep = "select finished_at is not null from queue_pg.sleep(%s, %s, 'nap', delay => '100 s')"
     assert await one(conn, sleep, job, token) is False
@@ -172,9 +172,9 @@ async def test_a_sleep_burns_no_attempt_and_keeps_its_end(conn: Connection, cloc
     assert await state(conn, job) == ("scheduled", 0)
     assert await one(conn, "select run_at = %s from queue_pg.job(%s)", until, job) is True
     assert await one(conn, "select reason, until from queue_pg.why_waiting(%s)", job) == ("sleep", until)
-    clock.advance(99)
+    stopped.advance(99)
     assert await one(conn, "select queue_pg.promote()") == 0
-    clock.advance(2)
+    stopped.advance(2)
     assert await one(conn, "select queue_pg.promote()") == 1
     job, token = await claimed(conn, submit=False)
     assert (await state(conn, job), token) == (("running", 1), 2)

@@ -487,15 +487,17 @@ async def test_a_limit_set_while_a_claim_makes_it_from_a_template_counts_that_cl
 
 
 async def test_a_claim_waits_once_however_many_limits_are_held(conn: Connection, dsn: str) -> None:
-    keys = [f"k{number}" for number in range(30)]
+    keys = [f"k{number}" for number in range(200)]
     for key in keys:
         await conn.execute("select queue_pg.set_limit('key', %s, max_running => 1)", (key,))
         await conn.execute("insert into queue_pg.jobs (kind, limit_key) values ('k', %s)", (key,))
     async with await connect(dsn) as other:
         await other.execute("select from queue_pg.limits for update")
-        await conn.execute("set statement_timeout = '2s'")
-        assert await claim(conn) == []
-    assert len(await claim(conn, wanted=50)) == 30
+        # A tenth of a second for each would be 20 s.
+        await conn.execute("set statement_timeout = '15s'")
+        assert await claim(conn, wanted=500) == []
+        await conn.execute("set statement_timeout = 0")
+    assert len(await claim(conn, wanted=500)) == 200
 
 
 async def test_a_limit_that_somebody_has_set_is_not_forgotten_with_those_of_its_template(conn: Connection) -> None:

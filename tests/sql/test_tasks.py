@@ -419,7 +419,12 @@ async def test_observers_are_told_the_numbers_that_readers_see(conn: Connection,
         other = await submit(conn)
         for job, token in await claim(conn, jobs=3):
             await conn.execute("select queue_pg.complete(%s, %s)", (job, token))
-        told = [json.loads(notice.payload) async for notice in observer.notifies(timeout=1)]
+        await observer.execute("notify queue_pg_transitions, 'end'")
+        told = []
+        async for notice in observer.notifies(timeout=20):
+            if notice.payload == "end":
+                break
+            told.append(json.loads(notice.payload))
     for each in (task, other):
         seen = await rows(conn, "select seq, type from queue_pg.events(%s)", each)
         assert [(note["seq"], note["type"]) for note in told if note["id"] == str(each)] == seen

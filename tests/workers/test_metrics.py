@@ -89,7 +89,7 @@ async def test_a_lost_lease_is_an_outcome_of_its_own(dsn: str, queue: Queue, con
     async def endless() -> None:
         await asyncio.Event().wait()
 
-    async with running(dsn, tasks, metrics_port=0, lease_seconds=2.0) as worker:
+    async with running(dsn, tasks, metrics_port=0) as worker:
         async with emitted(worker, "handler_started") as started:
             job = await queue.submit("endless")
             await started()

@@ -39,7 +39,7 @@ async def test_a_killed_worker_s_job_is_finished_by_another_once(
         await first.told("began", 1)
         first.signal(signal.SIGKILL)
         await first.ended()
-        async with worker_process(dsn, "telling_tasks", pipe=pipe, env=SHORT_LEASE) as second:
+        async with worker_process(dsn, "telling_tasks", pipe=pipe) as second:
             await second.told("began", 2)
             end = await finished(queue, job.id)
     assert (end.state, end.result, end.attempt) == ("completed", 2, 1)
@@ -54,7 +54,7 @@ async def test_a_worker_that_slept_past_its_lease_stops_its_handler(dsn: str, qu
     async with worker_process(dsn, "telling_tasks", pipe=pipe, env=SHORT_LEASE) as first:
         await first.told("began", 1)
         first.signal(signal.SIGSTOP)
-        async with worker_process(dsn, "telling_tasks", pipe=pipe, env=SHORT_LEASE) as second:
+        async with worker_process(dsn, "telling_tasks", pipe=pipe) as second:
             await second.told("began", 2)
             end = await finished(queue, job.id)
         first.signal(signal.SIGCONT)
@@ -178,7 +178,9 @@ async def test_it_waits_for_a_database_that_is_not_there_yet(dsn: str, queue: Qu
             assert await worker.ended() == 0
 
 
-async def test_a_supervisor_restarts_what_dies_and_passes_signals_on(dsn: str, queue: Queue, pipe: Pipe) -> None:
+async def test_a_supervisor_restarts_what_dies_and_passes_signals_on(
+    dsn: str, queue: Queue, conn: psycopg.AsyncConnection, pipe: Pipe
+) -> None:
     async with worker_process(
         dsn,
         "telling_tasks",
@@ -187,14 +189,17 @@ async def test_a_supervisor_restarts_what_dies_and_passes_signals_on(dsn: str, q
         "--concurrency",
         "1",
         pipe=pipe,
-        env={"WORKER_ID": "me", **SHORT_LEASE},
+        env={"WORKER_ID": "me"},
     ) as worker:
         await queue.submit_many([NewJob(kind="hang_at_first", payload={"times": 3}) for _ in range(2)])
         pids = {(await worker.told("began", 1))[2] for _ in range(2)}
         assert len(pids) == 2
         assert {listed.id for listed in await queue.workers()} == {"me-0", "me-1"}
         killed = pids.pop()
+        [its_id] = [listed.id for listed in await queue.workers() if listed.pid == int(killed)]
         os.kill(int(killed), signal.SIGKILL)
+        # The lease of its job is over; that of the other, who is alive, is as long as ever.
+        await conn.execute("update queue_pg.jobs set lease_expires_at = queue_pg.now() where worker_id = %s", [its_id])
         # By the restarted one: the other's only slot is taken.
         assert (await worker.told("began", 2))[2] not in pids | {killed}
         worker.signal(signal.SIGTERM)

@@ -63,7 +63,7 @@ async def test_a_killed_worker_s_job_goes_on_after_its_last_step(dsn: str, queue
             await first.told("began", 1)
             first.signal(signal.SIGKILL)
             await first.ended()
-        async with worker_process(dsn, "telling_tasks", pipe=pipe, env={"LEASE_SECONDS": "1"}) as second:
+        async with worker_process(dsn, "telling_tasks", pipe=pipe) as second:
             # The next that is done is not the first step again.
             assert await second.told("did") == ["did", "second", "2"]
             end = await finished(queue, job.id)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -34,6 +35,10 @@ from queue_pg.settings import Settings, variables
 
 if TYPE_CHECKING:
     from queue_pg.testing import Clock
+
+# What a machine stands still for is not the example's fault. (The same whether CI is set or not.)
+hypothesis.settings.register_profile("queue-pg", deadline=None)
+hypothesis.settings.load_profile("queue-pg")
 
 # Shells ignore it for what they start in the background, and all processes of a test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

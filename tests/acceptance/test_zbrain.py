@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from commanding import commands
 from in_process import running, soon
+from queue_pg_api import observing
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -394,7 +395,8 @@ async def test_server_sent_events_come_in_order_and_go_on_after_last_event_id(ap
 
 
 @pytest.mark.usefixtures("talker")
-async def test_topics_of_jobs_are_broadcast_in_order(api: httpx.AsyncClient) -> None:
+async def test_topics_of_jobs_are_broadcast_in_order(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observing, "START_SECONDS", 20.0)
     heard: dict[str, list[str]] = {}
     async with connect(f"ws://127.0.0.1:{api.base_url.port}/ws/jobs?topics=jobs/kind/k") as socket:
         assert json.loads(await soon(socket.recv())) == {"type": "subscribed", "topics": ["jobs/kind/k"]}

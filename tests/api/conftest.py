@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from queue_pg_api import observing
 from queue_pg_api.app import create_app
 from queue_pg_api.server import Server, configure, listen
 from queue_pg_api.service import Service
@@ -84,8 +85,10 @@ class Served:
 
 
 @pytest.fixture
-async def served(app: Starlette) -> AsyncIterator[Served]:
+async def served(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     """Serve the API on a free port; `server_task` ends when the server has stopped."""
+    # On a busy machine it may take longer than anybody would wait until the first notification can come.
+    monkeypatch.setattr(observing, "START_SECONDS", 20.0)
     listener = listen("127.0.0.1", 0)
     port: int = listener.getsockname()[1]
     config = configure(app, host="127.0.0.1", port=port, log_level="WARNING", access_log=False, reload=False)

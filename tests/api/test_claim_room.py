@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -30,12 +31,15 @@ class Jobs:
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.asked = asyncio.Event()
+        # Committed at the very moment of the next look, too late for it.
+        self.too_late = 0
 
     async def claim(self, wanted: Wanted, arm: bool) -> list[ClaimedJob]:
         self.claims += 1
         self.armed.append(arm)
         taken = min(self.available, wanted.max_jobs)
-        self.available -= taken
+        self.available += self.too_late - taken
+        self.too_late = 0
         self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
@@ -227,10 +231,11 @@ async def test_a_storm_of_wake_ups_is_spaced(room: ClaimRoom, jobs: Jobs, monkey
     monkeypatch.setattr(claim_room, "ROUND_SPACING_SECONDS", 0.2)
     tasks = await start(room, wanted())
     jobs.claims = 0
+    began_at = time.monotonic()
     for _ in range(1_000):
         room.wake()
         await asyncio.sleep(0)
-    assert jobs.claims <= 2
+    assert jobs.claims <= 2 + (time.monotonic() - began_at) / 0.2
     await finish(tasks)
 
 
@@ -280,7 +285,10 @@ async def armed_room(jobs: Jobs, wakeups: Listening, disarmed: Disarmed) -> Asyn
     await watch.close()
 
 
-async def test_only_claims_that_wait_and_hear_arm(armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening) -> None:
+async def test_only_claims_that_wait_and_hear_arm(
+    armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 3600)
     await armed_room.claim(wanted(), wait_seconds=0, until=())
     wakeups.on = False
     await armed_room.claim(wanted(), wait_seconds=0.001, until=())
@@ -293,7 +301,10 @@ async def test_only_claims_that_wait_and_hear_arm(armed_room: ClaimRoom, jobs: J
     await finish(tasks)
 
 
-async def test_only_lines_of_the_queue_are_woken(armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening) -> None:
+async def test_only_lines_of_the_queue_are_woken(
+    armed_room: ClaimRoom, jobs: Jobs, wakeups: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 3600)
     tasks = await start(armed_room, wanted("x", queues=("x",)), wanted("yz", queues=("y", "z")))
     jobs.claims = 0
     await wakeups.notify("other")
@@ -308,21 +319,21 @@ async def test_only_lines_of_the_queue_are_woken(armed_room: ClaimRoom, jobs: Jo
 
 
 async def test_a_hint_that_was_never_sent_is_made_up_for(armed_room: ClaimRoom, jobs: Jobs) -> None:
+    jobs.too_late = 1
     [task] = await start(armed_room, wanted())
-    jobs.available = 1  # committed after the look, inserted before the arming
     assert await asyncio.wait_for(task, 5)
 
 
 async def test_there_is_one_second_look_and_no_third(
     armed_room: ClaimRoom, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(claim_room, "SECOND_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(claim_room, "ROUND_SPACING_SECONDS", 0.001)
     tasks = await start(armed_room, wanted("a"), wanted("b"))
-    jobs.claims = 0
-    await armed_room.claim(wanted("c", queues=("else",)), wait_seconds=0.2, until=())
-    # The second looks of both lines; the one with two waiters may need one for each. And c's first look.
-    assert jobs.claims in (3, 4)
+    await armed_room.claim(wanted("c", queues=("else",)), wait_seconds=0.5, until=())
+    # The three first looks, and second ones of both lines: of that with two waiters twice, should b have come late, and
+    # for each of them. A third, a fourth and so on would be over fifty.
+    assert 4 <= jobs.claims <= 8
     await finish(tasks)
 
 

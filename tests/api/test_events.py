@@ -152,7 +152,7 @@ async def test_two_hundred_streams_see_the_same(served: Any, queue: Queue) -> No
         await say(queue, job, token, "three")
         await queue.complete(job, token)
     assert await soon(asyncio.gather(*readers)) == [[1, 2, 3, 4, 5, 6]] * 200
-    assert not served.service.queue._feed._followers
+    await until(lambda: not served.service.queue._feed._followers)
 
 
 async def test_a_client_that_does_not_read_is_cut_off_and_the_others_read_on(

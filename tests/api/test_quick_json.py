@@ -56,7 +56,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values, st.booleans())
 @example(math.nan, False)
 @example("\x00", True)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,9 +108,8 @@ async def test_stopping_ends_every_wait_at_once(served: Any, http: httpx.AsyncCl
     waits = [asyncio.create_task(http.post("/jobs/claim", json={"worker": f"w{n}", "wait": 300})) for n in range(20)]
     reading = asyncio.create_task(http.get(f"/jobs/{job['id']}?wait=300"))
     await until(lambda: served.service.claims.waiting == 20)
-    started = time.monotonic()
-    await served.stop()
-    assert time.monotonic() - started < 3
+    async with asyncio.timeout(20):  # the waits are of minutes
+        await served.stop()
     assert [(await each).json() for each in waits] == [{"jobs": []}] * 20
     assert (await reading).json()["state"] == "scheduled"
 

@@ -20,7 +20,7 @@ async def test_hostile_texts_survive(conn: psycopg.AsyncConnection) -> None:
     assert await cursor.fetchone() == (HOSTILE,)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXTS | st.none(), min_size=1))
 def test_any_texts_survive(dsn: str, texts: list[str | None]) -> None:
     with psycopg.connect(dsn) as conn:

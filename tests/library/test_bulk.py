@@ -355,7 +355,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values)
 def test_the_fast_way_is_the_careful_way(value: Any) -> None:
     text = plain_json(value)

@@ -328,9 +328,9 @@ async def test_a_table_that_somebody_keeps_locked_stops_nobody_for_ever(
     tables = [row[0] for row in await (await conn.execute(TABLES)).fetchall()]
     assert {"jobs", "finished_jobs", "limits", "batches", "schedules", "artifacts"} <= set(tables)
     stopped = 0
-    async with Queue(hasty, notify=False, max_connections=len(CALLS)) as queue:
+    async with Queue(hasty, notify=False, max_connections=len(CALLS)) as queue, Queue(dsn, notify=False) as patient:
         for table in [*tables, ", queue_pg.".join(tables)]:
-            job = (await queue.submit("k", queue="aside")).id
+            job = (await patient.submit("k", queue="aside")).id
             async with await psycopg.AsyncConnection.connect(dsn) as holder:
                 await holder.execute(f"lock table queue_pg.{table} in access exclusive mode".encode())
                 answers = await soon(asyncio.gather(*(call(queue, job) for call in CALLS), return_exceptions=True))
@@ -341,7 +341,7 @@ async def test_a_table_that_somebody_keeps_locked_stops_nobody_for_ever(
         assert stopped > len(tables)
         # Whoever was held up goes on.
         assert (
-            await queue.wait((await queue.submit("chat", {"prompt": "x"})).id, PATIENCE_SECONDS)
+            await patient.wait((await patient.submit("chat", {"prompt": "x"})).id, PATIENCE_SECONDS)
         ).state == "completed"
     worker.stop()
     await soon(running)
